@@ -1,0 +1,69 @@
+# Everything runs in .venv, which the first target that needs it makes; nothing else of the machine changes.
+
+PYTHON ?= python3
+VENV ?= .venv
+CONFIG ?= experiments/luong_general.py
+WORKDIR ?=
+ARGS ?=
+# The tested versions; empty for the newest ones that pyproject.toml allows.
+CONSTRAINTS ?= constraints.txt
+# Each test process holds its own compiled programs, about 1 GB: more than 8 gain nothing.
+WORKERS ?= $(shell $(PYTHON) -c "import os; n = os.cpu_count() or 1; \
+	n = len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else n; print(min(n, 8))" 2>/dev/null)
+
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+.PHONY: help train test lint format pins clean
+
+help:
+	@echo 'make train   train $(CONFIG) (CONFIG=FILE for another, WORKDIR=FOLDER to keep it elsewhere,'
+	@echo '             ARGS="--config.run.epochs=2" to override fields)'
+	@echo 'make test    run every test (ARGS="-k attention" for some of them, WORKERS=1 in one process)'
+	@echo 'make lint    check style, types and the arrows between modules'
+	@echo 'make format  format the code'
+	@echo 'make pins    write $(CONSTRAINTS) anew, from the newest versions'
+	@echo 'make clean   remove $(VENV) and caches, but no trained model'
+
+train: $(INSTALLED)
+	$(BIN)/python -m s2s.main --config $(CONFIG) $(if $(WORKDIR),--workdir $(WORKDIR)) $(ARGS)
+
+test: $(INSTALLED)
+	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/python -m pytest -q tests/test_architecture.py -k "arrow or module"
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+pins:
+	rm -rf .venv-pins
+	$(MAKE) --no-print-directory VENV=.venv-pins CONSTRAINTS= .venv-pins/.installed
+	@echo '# The exact versions s2s is tested with; `make` installs these, `make pins` renews them.' > constraints.txt
+	.venv-pins/bin/python -m pip freeze --exclude-editable >> constraints.txt
+	rm -rf .venv-pins
+
+clean:
+	rm -rf $(VENV) .venv-pins .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	find s2s tests experiments benchmarks -name __pycache__ -prune -exec rm -rf {} +
+
+$(INSTALLED): pyproject.toml $(CONSTRAINTS)
+	@command -v $(PYTHON) > /dev/null || { \
+		echo 's2s needs Python 3.11 or newer, but there is no "$(PYTHON)" here. Install it, or name it:' \
+			'make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; } >&2
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { \
+		echo "s2s needs Python 3.11 or newer, but $(PYTHON) is $$($(PYTHON) --version 2>&1)." \
+			'Name a newer one: make PYTHON=python3.12 $(MAKECMDGOALS)'; exit 1; } >&2
+	@$(PYTHON) -c 'import ensurepip, venv' 2> /dev/null || { \
+		echo 'This Python cannot make virtual environments. On Debian and Ubuntu:' \
+			'sudo apt install python3-venv, then again: make $(MAKECMDGOALS)'; exit 1; } >&2
+	@echo 'Installing s2s into $(VENV): a few minutes and about 1 GB, once.'
+	@# An unfinished or moved environment has no working pip: start over.
+	@$(BIN)/python -m pip --version > /dev/null 2>&1 || $(PYTHON) -m venv --clear $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check $(if $(CONSTRAINTS),-c $(CONSTRAINTS)) -e '.[dev]'
+	@touch $@

@@ -1,0 +1,31 @@
+"""The main job: general attention on the built-in dates task.
+
+Claim: Luong et al. (2015), "general" score without input feeding, translates German dates,
+times, numbers and prices into English with at least 99 % exact match on unseen pairs, in
+under 3 minutes on 2 CPU cores, compilation included.
+
+    python -m s2s.main --config experiments/luong_general.py
+"""
+
+from ml_collections import config_dict
+
+from s2s import config as config_lib
+
+
+def get_config() -> config_dict.ConfigDict:
+    """The experiment's differences from the defaults."""
+    config = config_lib.default()
+    config.name = "luong_general"
+    config.data.train = "dates"
+    config.data.vocab.size = 600
+    config.data.batch_tokens = 2048
+    config.model.embedding = 128
+    config.model.hidden = 256
+    config.model.attention = "general"
+    config.model.dropout = 0.1
+    config.optim.learning_rate = 3e-3
+    config.optim.schedule = "cosine"
+    config.optim.warmup_steps = 50
+    config.run.epochs = 8.0
+    config.run.metric = "exact_match"
+    return config

@@ -1,0 +1,1 @@
+"""From text to batches: corpora, vocabularies, the batch plan and the pipeline."""

@@ -1,0 +1,297 @@
+"""The batch plan: which pairs share a batch, and the shape they are padded to.
+
+Decides the batch shapes (each costs a compilation) and the order of an epoch, from
+lengths alone. Must not know texts, files, devices or hosts: every host that knows
+the lengths makes the same plan.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+# Lengths a shape may have, a side; finer than this, a search costs more than it saves.
+_GRID = 64
+# Rounds of moves from one start; the search nearly always rests earlier.
+_ROUNDS = 20
+# Random starts for each number of shapes.
+_STARTS = 6
+
+Corner = tuple[int, int]
+
+
+class Bucket(NamedTuple):
+    """One batch shape.
+
+    Attributes:
+      rows: pairs in a batch, B, filler rows included.
+      source: source positions, S.
+      target: target positions, T.
+    """
+
+    rows: int
+    source: int
+    target: int
+
+
+class PlannedBatch(NamedTuple):
+    """One batch of an epoch.
+
+    Attributes:
+      bucket: index in `Plan.buckets`.
+      ids: positions of the pairs among the encoded pairs; at most the bucket's rows.
+    """
+
+    bucket: int
+    ids: np.ndarray
+
+
+class Plan:
+    """The batches of every epoch: made by `make_plan`.
+
+    Attributes:
+      buckets: the batch shapes, smallest first.
+      batches_per_epoch: batches in an epoch, the same in every epoch.
+      padding: share of an epoch's source and target cells that hold no token, filler
+        rows included.
+    """
+
+    def __init__(
+        self,
+        buckets: Sequence[Bucket],
+        members: Sequence[np.ndarray],
+        tokens: int,
+        *,
+        seed: int,
+        shuffle: bool,
+    ):
+        self.buckets = tuple(buckets)
+        self._members = tuple(members)
+        self._seed = seed
+        self._shuffle = shuffle
+        batches = [-(-len(ids) // bucket.rows) for ids, bucket in zip(members, buckets, strict=True)]
+        cells = sum(
+            number * bucket.rows * (bucket.source + bucket.target)
+            for number, bucket in zip(batches, buckets, strict=True)
+        )
+        self.batches_per_epoch = sum(batches)
+        self.padding = 1.0 - tokens / cells
+
+    def epoch(self, epoch: int) -> list[PlannedBatch]:
+        """The batches of an epoch: a pure function of lengths, seed and epoch.
+
+        Every pair is in exactly one batch. With shuffling, which pairs meet in a batch and
+        the order of the batches change from epoch to epoch; without, all epochs are the
+        same, ordered by bucket and position.
+
+        Args:
+          epoch: number of the epoch, from 0.
+        """
+        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
+        batches = []
+        for index, (bucket, ids) in enumerate(zip(self.buckets, self._members, strict=True)):
+            order = rng.permutation(ids) if self._shuffle else ids
+            batches += [
+                PlannedBatch(index, order[at : at + bucket.rows]) for at in range(0, len(order), bucket.rows)
+            ]
+        if self._shuffle:
+            return [batches[index] for index in rng.permutation(len(batches))]
+        return batches
+
+
+def make_plan(
+    source_lengths: np.ndarray,
+    target_lengths: np.ndarray,
+    *,
+    batch_tokens: int,
+    max_shapes: int,
+    rows_multiple: int = 1,
+    seed: int,
+    shuffle: bool = True,
+) -> Plan:
+    """Chooses batch shapes for the given lengths.
+
+    A shape is a rectangle of S source and T target positions with at most batch_tokens / T
+    rows, rounded down to a multiple of ``rows_multiple`` but at least that. A pair goes to
+    the rectangle with the fewest cells S + T that holds it; a bucket's pairs are spread
+    evenly over as few batches as the rows allow, so its last batch is hardly emptier than
+    the others.
+
+    The search adds rectangles one at a time. For each number of them it moves one after
+    another to where an epoch has the fewest cells (source and target, padding and filler
+    rows included) until no move helps, from a few starts, and keeps the best; all places of one
+    rectangle are compared at once through sums over the histogram of lengths. A shape must
+    pay for its compilation: the number of shapes minimises the cells of an epoch plus one
+    batch of the single-shape plan for every shape, so a small corpus gets few shapes.
+
+    Args:
+      source_lengths: source positions of each pair, EOS included.
+      target_lengths: target positions of each pair, EOS included.
+      batch_tokens: target positions in a batch, padding included. A longer pair gets a
+        batch of ``rows_multiple`` rows all the same.
+      max_shapes: most shapes.
+      rows_multiple: rows of every batch are a multiple of this (devices, micro-batches).
+      seed: of the shuffling.
+      shuffle: shuffle every epoch; False: one fixed order, for evaluation.
+
+    Raises:
+      ValueError: there are no pairs, lengths differ in number, or an option is below 1.
+    """
+    source = np.asarray(source_lengths, np.int64)
+    target = np.asarray(target_lengths, np.int64)
+    if source.shape != target.shape or source.ndim != 1:
+        raise ValueError(
+            f"{source.shape} source lengths but {target.shape} target lengths: give one each a pair"
+        )
+    if len(source) == 0:
+        raise ValueError("no pairs to make batches from: the corpus is empty or every pair was left out")
+    options = {"batch_tokens": batch_tokens, "max_shapes": max_shapes, "rows_multiple": rows_multiple}
+    for name, value in options.items():
+        if value < 1:
+            raise ValueError(f"{name}={value} must be at least 1")
+
+    source_grid, target_grid = _grid(source), _grid(target)
+    row, column = np.searchsorted(source_grid, source), np.searchsorted(target_grid, target)
+    flat = row * len(target_grid) + column
+    pairs = np.bincount(flat, minlength=len(source_grid) * len(target_grid))
+    pairs_ST = pairs.reshape(len(source_grid), len(target_grid))
+    search = _Search(source_grid, target_grid, pairs_ST, batch_tokens, rows_multiple)
+    corners = search.run(max_shapes)
+
+    bucket_of_pair = search.assign(corners).ravel()[flat]
+    found: list[tuple[Bucket, np.ndarray]] = []
+    for index in range(len(corners)):
+        ids = np.flatnonzero(bucket_of_pair == index)
+        if len(ids):
+            # The grid may be coarser than the lengths.
+            longest = int(target[ids].max())
+            most = _most_rows(longest, batch_tokens, rows_multiple)
+            rows = _even_rows(len(ids), most, rows_multiple)
+            found.append((Bucket(int(rows), int(source[ids].max()), longest), ids))
+    found.sort(key=lambda item: (item[0].source + item[0].target, item[0]))
+    buckets, members = zip(*found, strict=True)
+    return Plan(buckets, members, int(source.sum() + target.sum()), seed=seed, shuffle=shuffle)
+
+
+class _Search:
+    """Looks for the rectangles; a rectangle is a corner (row, column) of the histogram.
+
+    Args:
+      source_S: lengths of the histogram's rows, ascending.
+      target_T: lengths of its columns.
+      pairs_ST: pairs with more than the length before and at most this one, each side.
+      batch_tokens, rows_multiple: as in `make_plan`.
+    """
+
+    def __init__(
+        self,
+        source_S: np.ndarray,
+        target_T: np.ndarray,
+        pairs_ST: np.ndarray,
+        batch_tokens: int,
+        rows_multiple: int,
+    ):
+        self._pairs_ST = pairs_ST
+        self._pair_cells_ST = source_S[:, None] + target_T[None, :]
+        self._most_rows_T = _most_rows(target_T, batch_tokens, rows_multiple)
+        self._rows_multiple = rows_multiple
+        self._last: Corner = (len(source_S) - 1, len(target_T) - 1)
+
+    def run(self, max_shapes: int) -> list[Corner]:
+        """The corners that `make_plan` describes."""
+        corners = best = [self._last]
+        cells, batches = self._cost(corners)
+        batch = cells / batches
+        price = cells + batch
+        for number in range(2, max_shapes + 1):
+            starts = [[*corners, self._best_corner(corners)], *self._drawn(number)]
+            corners = min((self._descend(start) for start in starts), key=lambda end: self._cost(end)[0])
+            now = self._cost(corners)[0] + number * batch
+            if now < price:
+                best, price = corners, now
+        return best
+
+    def assign(self, corners: list[Corner]) -> np.ndarray:
+        """Index of the cheapest rectangle that holds each cell of the histogram, [S, T]."""
+        assigned_ST = np.zeros(self._pairs_ST.shape, np.int64)
+        # Dearest first: cheaper ones overwrite.
+        for index in sorted(range(len(corners)), key=lambda index: -self._pair_cells_ST[corners[index]]):
+            row, column = corners[index]
+            assigned_ST[: row + 1, : column + 1] = index
+        return assigned_ST
+
+    def _drawn(self, number: int) -> Iterator[list[Corner]]:
+        """Starts at corners drawn from the pairs, always the same ones."""
+        rng = np.random.Generator(np.random.Philox(number))
+        share = self._pairs_ST.ravel() / self._pairs_ST.sum()
+        for _ in range(_STARTS):
+            drawn = np.unravel_index(rng.choice(share.size, number - 1, p=share), self._pairs_ST.shape)
+            yield [self._last, *((int(row), int(column)) for row, column in zip(*drawn, strict=True))]
+
+    def _cost(self, corners: list[Corner]) -> tuple[int, int]:
+        """Cells and batches of an epoch."""
+        assigned_ST = self.assign(corners)
+        pairs = np.bincount(assigned_ST.ravel(), self._pairs_ST.ravel(), len(corners)).astype(np.int64)
+        cells = np.array([self._pair_cells_ST[corner] for corner in corners])
+        most = np.array([self._most_rows_T[column] for _, column in corners])
+        return int((self._rows(pairs, most) * cells).sum()), int((-(-pairs // most)).sum())
+
+    def _descend(self, corners: list[Corner]) -> list[Corner]:
+        """Moves one rectangle after another to its best place until none gains."""
+        cost = self._cost(corners)[0]
+        for _ in range(_ROUNDS):
+            before = cost
+            for index in range(len(corners)):
+                others = corners[:index] + corners[index + 1 :]
+                if self._last not in others:
+                    continue  # something must hold the longest pair
+                moved = [*corners[:index], self._best_corner(others), *corners[index + 1 :]]
+                moved_cost = self._cost(moved)[0]
+                if moved_cost < cost:
+                    corners, cost = moved, moved_cost
+            if cost == before:
+                break
+        return corners
+
+    def _best_corner(self, others: list[Corner]) -> Corner:
+        """Where one more rectangle leaves the fewest cells."""
+        assigned_ST = self.assign(others)
+        taken_ST = np.zeros_like(self._pairs_ST)
+        cost_ST = np.zeros_like(self._pairs_ST)
+        for index, (row, column) in enumerate(others):
+            inside_ST = np.where(assigned_ST == index, self._pairs_ST, 0).cumsum(0).cumsum(1)
+            # A new rectangle takes what it holds from all that cost more.
+            moves_ST = np.where(self._pair_cells_ST < self._pair_cells_ST[row, column], inside_ST, 0)
+            kept_ST = inside_ST[-1, -1] - moves_ST
+            cost_ST += self._rows(kept_ST, self._most_rows_T[column]) * self._pair_cells_ST[row, column]
+            taken_ST += moves_ST
+        cost_ST += self._rows(taken_ST, self._most_rows_T[None, :]) * self._pair_cells_ST
+        return divmod(int(cost_ST.argmin()), cost_ST.shape[1])
+
+    def _rows(self, pairs: np.ndarray, most: np.ndarray) -> np.ndarray:
+        """Rows of an epoch's batches for so many pairs."""
+        return -(-pairs // most) * _even_rows(pairs, most, self._rows_multiple)
+
+
+def _most_rows(target: Any, batch_tokens: int, rows_multiple: int) -> Any:
+    """Rows that the token budget allows at a target length."""
+    return np.maximum(batch_tokens // target // rows_multiple, 1) * rows_multiple
+
+
+def _even_rows(pairs: Any, most: Any, rows_multiple: int) -> Any:
+    """Rows of a batch when pairs are spread evenly over as few batches as possible."""
+    batches = np.maximum(-(-pairs // most), 1)
+    return -(-pairs // (batches * rows_multiple)) * rows_multiple
+
+
+def _grid(lengths: np.ndarray) -> np.ndarray:
+    """The lengths that shapes may have: all that occur, or the most useful of them."""
+    values = np.unique(lengths)
+    if len(values) <= _GRID:
+        return values
+    # Half where the pairs are, half evenly over the tail.
+    common = np.quantile(lengths, np.linspace(0, 1, _GRID // 2), method="higher")
+    even = values[np.linspace(0, len(values) - 1, _GRID // 2).astype(np.int64)]
+    return np.union1d(common, even).astype(np.int64)

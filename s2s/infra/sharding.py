@@ -1,0 +1,221 @@
+"""Devices and processes: who holds which rows, and the only file that counts either.
+
+Decides that parameters are replicated and batches cut by rows over one mesh axis,
+"data". Must not know what a step computes.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+Tree = TypeVar("Tree")
+
+AXIS = "data"
+
+# Number of processes, as launchers tell it to each process they start.
+_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
+
+
+def initialize_distributed(
+    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
+) -> None:
+    """Joins the processes of one run; a run of one process needs nothing and gets nothing.
+
+    Must come before anything that asks for devices. Values not given are read from
+    the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
+    what Slurm, Open MPI or a TPU pod set by themselves.
+
+    Args:
+      coordinator: host:port of process 0.
+      num_processes: processes in the run.
+      process_id: this process, from 0.
+
+    Raises:
+      ValueError: some of the three are known and others are not.
+    """
+    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
+    if coordinator is None and num_processes is None and process_id is None:
+        pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
+        if pod or any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHERS):
+            jax.distributed.initialize()
+        return
+    if num_processes is None and "JAX_NUM_PROCESSES" in os.environ:
+        num_processes = int(os.environ["JAX_NUM_PROCESSES"])
+    if process_id is None and "JAX_PROCESS_ID" in os.environ:
+        process_id = int(os.environ["JAX_PROCESS_ID"])
+    if coordinator is None or num_processes is None or process_id is None:
+        raise ValueError(
+            f"a run of several processes needs all of coordinator={coordinator!r}, num_processes="
+            f"{num_processes} and process_id={process_id}: give them, or set JAX_COORDINATOR_ADDRESS, "
+            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
+        )
+    if num_processes > 1:
+        jax.distributed.initialize(coordinator, num_processes, process_id)
+
+
+def process_index() -> int:
+    """This process, from 0."""
+    return jax.process_index()
+
+
+def process_count() -> int:
+    """Processes in the run."""
+    return jax.process_count()
+
+
+def is_main_process() -> bool:
+    """True in the one process that prints and writes."""
+    return jax.process_index() == 0
+
+
+def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """Makes the mesh of all devices of all processes, in the order of the processes.
+
+    That order makes the rows of process 0 the first rows of the batch, those of
+    process 1 the next, and so on.
+
+    Args:
+      devices: only these, such as `jax.local_devices` for work that each process does alone.
+
+    Raises:
+      ValueError: the processes hold different numbers of devices.
+    """
+    devices = sorted(devices or jax.devices(), key=lambda device: (device.process_index, device.id))
+    held = np.unique([device.process_index for device in devices], return_counts=True)[1]
+    if np.any(held != held[0]):
+        raise ValueError(f"every process must hold the same number of devices, but they hold {held.tolist()}")
+    # Explicit axes, the default, refuse a scan whose carry starts as zeros.
+    return Mesh(np.array(devices), (AXIS,), axis_types=(AxisType.Auto,))
+
+
+def local_mesh() -> Mesh:
+    """Makes the mesh of this process's own devices, for work that each process does alone."""
+    return make_mesh(jax.local_devices())
+
+
+def device_kind(mesh: Mesh) -> str:
+    """What the devices are, for people: "2 cpu"."""
+    return f"{mesh.size} {mesh.devices.flat[0].platform}"
+
+
+def spans_processes(mesh: Mesh) -> bool:
+    """Whether devices of several processes are in the mesh."""
+    return len({device.process_index for device in mesh.devices.flat}) > 1
+
+
+def rows_multiple(mesh: Mesh) -> int:
+    """What the rows of every batch must be a multiple of: the devices."""
+    return mesh.size
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """The sharding of parameters: all of it on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def by_rows(mesh: Mesh) -> NamedSharding:
+    """The sharding of batches: the first axis cut over the devices."""
+    return NamedSharding(mesh, PartitionSpec(AXIS))
+
+
+def replicate(tree: Tree, mesh: Mesh) -> Tree:
+    """Puts a whole tree, equal in all processes, on every device of the mesh."""
+    if not spans_processes(mesh):
+        return jax.device_put(tree, replicated(mesh))
+    # device_put would first compare the values over all processes, leaf by leaf.
+    with jax.transfer_guard("allow"):
+        return jax.jit(lambda leaves: leaves, out_shardings=replicated(mesh))(tree)
+
+
+def to_global(batch: Tree, mesh: Mesh) -> Tree:
+    """Makes this process's rows its part of global arrays, cut by rows over all devices.
+
+    Args:
+      batch: NumPy arrays whose first axis is this process's slice of the batch.
+      mesh: of `make_mesh`.
+
+    Returns:
+      The same structure; first axes are ``process_count()`` times as long.
+
+    Raises:
+      ValueError: the rows cannot be shared out evenly over this process's devices.
+    """
+    shared = spans_processes(mesh)
+    own = rows_multiple(mesh) // (process_count() if shared else 1)
+    for leaf in jax.tree.leaves(batch):
+        if leaf.shape[0] % own:
+            raise ValueError(
+                f"{leaf.shape[0]} rows cannot be shared out over the {own} devices of this process: "
+                f"plan batches with a multiple of {rows_multiple(mesh)} rows"
+            )
+    sharding = by_rows(mesh)
+    if not shared:
+        return jax.device_put(batch, sharding)
+    # As explicit as device_put, but the guard does not know it.
+    with jax.transfer_guard_host_to_device("allow"):
+        return jax.tree.map(lambda leaf: jax.make_array_from_process_local_data(sharding, leaf), batch)
+
+
+def jit_train_step(step: Callable[..., Any], mesh: Mesh) -> Any:
+    """Compiles ``step(state, batch) -> (state, metrics)`` over the mesh.
+
+    The state's memory is given away to the new state. Sums over the batch's rows
+    become sums over all devices of all processes by themselves.
+    """
+    whole = replicated(mesh)
+    return jax.jit(step, in_shardings=(whole, by_rows(mesh)), out_shardings=(whole, whole), donate_argnums=0)
+
+
+def jit_eval_step(step: Callable[..., Any], mesh: Mesh) -> Any:
+    """Compiles ``step(params, batch) -> sums`` over the mesh; every device gets the sums."""
+    return jax.jit(step, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=replicated(mesh))
+
+
+def jit_rows_step(step: Callable[..., Any], mesh: Mesh) -> Any:
+    """Compiles ``step(params, batch, *rest)`` whose every output has the batch's rows first.
+
+    For decoding on a `local_mesh`: outputs stay cut by rows. The inputs keep the shardings
+    of `replicate` and `to_global`.
+    """
+    return jax.jit(step, out_shardings=by_rows(mesh))
+
+
+def abstract_replicated(tree: Tree, mesh: Mesh) -> Tree:
+    """Shapes with the sharding of `replicate`, for arrays that are to be read from disk."""
+    whole = replicated(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree)
+
+
+def jit_init(make: Callable[[], Any], mesh: Mesh) -> Any:
+    """Compiles ``make() -> state``; the state is born on every device."""
+    return jax.jit(make, out_shardings=replicated(mesh))
+
+
+def to_host(tree: Tree) -> Tree:
+    """Copies arrays that are whole on this host's devices to NumPy arrays."""
+    return jax.device_get(tree)
+
+
+def any_process(flag: bool) -> bool:
+    """True in every process if the flag is true in any.
+
+    Every process must call it, at the same place: it waits for all of them and for the
+    steps already dispatched, so ask now and then, not at every step.
+    """
+    if process_count() == 1:
+        return bool(flag)
+    with jax.transfer_guard("allow"):
+        return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
+
+
+def barrier(name: str) -> None:
+    """Waits until every process has come here."""
+    if process_count() > 1:
+        multihost_utils.sync_global_devices(name)

@@ -1,0 +1,159 @@
+"""How parameters move: the learning rate at a step, and the chain that turns gradients into updates.
+
+Decides every rule named in `s2s.config.OPTIMIZERS` and `s2s.config.SCHEDULES`.
+Must not know the model or the loss: a pytree of gradients comes in, a pytree of
+updates goes out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import optax
+
+from s2s.config import OptimConfig
+
+
+def make_schedule(cfg: OptimConfig, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+    """Makes the learning rate of each step.
+
+    Over the first w = ``warmup_steps`` steps the rate is ``learning_rate`` * step / w,
+    whatever the schedule; then, with n = step - w,
+
+      constant      learning_rate
+      luong         learning_rate * decay_factor**k, k = 0 before epoch ``decay_start``, 1 from
+                    there on, one more every ``decay_every`` epochs (Luong et al. 2015, section
+                    4.1: rate 1, halved every epoch after 5 epochs); epochs count from step 0
+      cosine        learning_rate * (1 + cos(pi n / (total_steps - w))) / 2
+      linear        learning_rate * (1 - n / (total_steps - w))
+      inverse_sqrt  learning_rate * sqrt(w / step), w at least 1 (Vaswani et al. 2017, eq. 3)
+      exponential   learning_rate * decay_factor**(n / (decay_every * steps_per_epoch))
+
+    Args:
+      cfg: learning rate, schedule and its numbers.
+      steps_per_epoch: updates an epoch.
+      total_steps: updates of the whole run; "cosine" and "linear" are 0 from there on.
+
+    Returns:
+      A function from the number of updates made before (traced or not) to a float32 rate.
+    """
+    peak, warmup = cfg.learning_rate, cfg.warmup_steps
+    after = SCHEDULES[cfg.schedule](cfg, steps_per_epoch, max(1, total_steps - warmup))
+    if warmup:
+        after = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
+    return lambda step: jnp.asarray(after(step), jnp.float32)
+
+
+def _constant(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    return optax.constant_schedule(cfg.learning_rate)
+
+
+def _luong(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    # Whole steps: a quotient of floats would drop a step early or late.
+    start = round(cfg.decay_start * steps_per_epoch)
+    every = max(1, round(cfg.decay_every * steps_per_epoch))
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.asarray(count) + cfg.warmup_steps
+        drops = jnp.maximum((step - start) // every + 1, 0)
+        return cfg.learning_rate * jnp.power(cfg.decay_factor, drops.astype(jnp.float32))
+
+    return schedule
+
+
+def _cosine(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    return optax.cosine_decay_schedule(cfg.learning_rate, decay_steps)
+
+
+def _linear(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    return optax.linear_schedule(cfg.learning_rate, 0.0, decay_steps)
+
+
+def _inverse_sqrt(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    width = max(1, cfg.warmup_steps)
+
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        step = jnp.maximum(jnp.asarray(count) + cfg.warmup_steps, width)
+        return cfg.learning_rate * jnp.sqrt(width / step)
+
+    return schedule
+
+
+def _exponential(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+    every = max(1, round(cfg.decay_every * steps_per_epoch))
+    return optax.exponential_decay(cfg.learning_rate, every, cfg.decay_factor)
+
+
+# name -> (cfg, steps_per_epoch, steps from the end of warm-up to the end of the run) -> schedule
+# of the steps since the end of warm-up.
+SCHEDULES: dict[str, Callable[[OptimConfig, int, int], optax.Schedule]] = {
+    "constant": _constant,
+    "luong": _luong,
+    "cosine": _cosine,
+    "linear": _linear,
+    "inverse_sqrt": _inverse_sqrt,
+    "exponential": _exponential,
+}
+
+
+# name -> cfg -> the direction to move against, at rate 1.
+OPTIMIZERS: dict[str, Callable[[OptimConfig], optax.GradientTransformation]] = {
+    "sgd": lambda cfg: optax.identity(),
+    "adam": lambda cfg: optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
+    "adamw": lambda cfg: optax.chain(
+        optax.scale_by_adam(cfg.beta1, cfg.beta2, cfg.epsilon),
+        optax.add_decayed_weights(cfg.weight_decay),
+    ),
+    # The paper's own constants (Zeiler 2012, section 4.1), which Bahdanau et al. 2015 keep.
+    "adadelta": lambda cfg: optax.scale_by_adadelta(rho=0.95, eps=1e-6),
+}
+
+
+class RateState(NamedTuple):
+    """State of the last link of the chain.
+
+    Attributes:
+      step: updates made; int32.
+      learning_rate: of the last update (of the first one before it); float32.
+    """
+
+    step: jax.Array
+    learning_rate: jax.Array
+
+
+def make_optimizer(cfg: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
+    """Makes the chain: clip by global norm, the rule's direction, times minus the learning rate.
+
+    "adamw" decays every parameter, at the learning rate (Loshchilov and Hutter 2019, algorithm 2).
+    Everything but the structure may be traced: built inside a traced function with a schedule
+    and numbers that are traced scalars, one program serves many learning rates.
+
+    Args:
+      cfg: the rule and its numbers.
+      schedule: learning rate of a step; see `make_schedule`.
+    """
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    return optax.chain(clip, OPTIMIZERS[cfg.name](cfg), _descend(schedule))
+
+
+def learning_rate(opt_state: optax.OptState) -> jax.Array:
+    """The learning rate of the last update, from the state of a `make_optimizer` chain."""
+    return opt_state[-1].learning_rate
+
+
+def _descend(schedule: optax.Schedule) -> optax.GradientTransformation:
+    """optax.scale_by_learning_rate, but the rate it used can be read."""
+
+    def init(params: Any) -> RateState:
+        step = jnp.zeros((), jnp.int32)
+        return RateState(step, jnp.asarray(schedule(step), jnp.float32))
+
+    def update(updates: Any, state: RateState, params: Any = None) -> tuple[Any, RateState]:
+        rate = jnp.asarray(schedule(state.step), jnp.float32)
+        updates = jax.tree.map(lambda update: -rate.astype(update.dtype) * update, updates)
+        return updates, RateState(optax.safe_increment(state.step), rate)
+
+    return optax.GradientTransformation(init, update)

@@ -1,0 +1,1 @@
+"""The model: cells, recurrence, attention, encoder, bridge, decoder, and their sum."""

@@ -1,0 +1,132 @@
+"""The decoder: from embedded target tokens to attentional vectors.
+
+Decides the order of recurrence, attention and feeding, for all positions at once
+and for one step. Must not know a vocabulary: it reads vectors and gives vectors.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+from jax.nn import initializers
+
+from s2s.config import ModelConfig
+from s2s.nn.attention import make_attention
+from s2s.nn.bridge import BRIDGES
+from s2s.nn.cells import State, init_gates
+from s2s.nn.dropout import OFF, Dropout
+from s2s.nn.encoder import Memory
+from s2s.nn.recurrent import Stack
+
+_glorot = initializers.glorot_uniform()
+
+
+class DecoderState(NamedTuple):
+    """What a decoder carries from one step to the next.
+
+    Attributes:
+      cells: by layer, the cell's state, leaves [B, K, H].
+      feed_BKH: the attentional vector of the step before; no features without input feeding.
+    """
+
+    cells: tuple[State, ...]
+    feed_BKH: jax.Array
+
+
+class Decoder(nnx.Module):
+    """Luong et al. 2015, sections 3 and 3.3.
+
+    s_t = RNN_dec([y_{t-1}; s~_{t-1}], s_{t-1});  s~_t = tanh(W_c [c_t; s_t]) (eq. 5)
+
+    s~_{t-1} is read with input feeding only (zeros first). With attention "fixed", the
+    summary joins the input at every step as well (Cho et al. 2014); with "none",
+    c_t has no features. The input kernel is kept in blocks, one for each thing read,
+    so that the products of y and of the summary leave the loop over time.
+    """
+
+    def __init__(self, cfg: ModelConfig, **keywords: Any):
+        rngs, param_dtype = keywords["rngs"], keywords["param_dtype"]
+        self.dtype = jnp.dtype(keywords["dtype"])
+        self.feeds = cfg.hidden if cfg.input_feeding else 0
+        self.stack = Stack(cfg.cell, cfg.embedding, cfg.hidden, cfg.layers, **keywords)
+        cell = self.stack.cells[0]
+        if cfg.input_feeding:
+            self.feed_kernel = init_gates(_glorot, rngs, cfg.hidden, cfg.hidden, cell.gates, param_dtype)
+        self.reads_summary = cfg.attention == "fixed"
+        if self.reads_summary:
+            self.summary_kernel = init_gates(_glorot, rngs, cfg.memory, cfg.hidden, cell.gates, param_dtype)
+        self.bridge = BRIDGES[cfg.bridge](
+            cfg.encoder_depth, cfg.layers, cell.state_size, cfg.memory, cfg.hidden, **keywords
+        )
+        self.attention = make_attention(cfg.attention, cfg.window, cfg.hidden, cfg.memory, **keywords)
+        self.attentional = nnx.Linear(
+            self.attention.features + cfg.hidden, cfg.hidden, use_bias=False, kernel_init=_glorot, **keywords
+        )
+
+    def start(self, memory: Memory, beams: int) -> DecoderState:
+        """The state before the first token, the same for every beam."""
+        sentences = memory.mask_BS.shape[0]
+        cells = jax.tree.map(
+            lambda state_BH: jnp.broadcast_to(state_BH[:, None, :], (sentences, beams, state_BH.shape[1])),
+            self.bridge(memory.states),
+        )
+        return DecoderState(cells, jnp.zeros((sentences, beams, self.feeds), self.dtype))
+
+    def step(
+        self, memory: Memory, state: DecoderState, y_BKE: jax.Array
+    ) -> tuple[DecoderState, jax.Array, jax.Array]:
+        """One token for every beam: the next state, attentional_BKH and align_BKS."""
+        gates_BKG = self._project(memory, y_BKE, same_axis=1)
+        return self._step(memory, state, gates_BKG, OFF)
+
+    def run(self, memory: Memory, y_BTE: jax.Array, dropout: Dropout = OFF) -> tuple[jax.Array, jax.Array]:
+        """All tokens at once: attentional_BTH and align_BTS.
+
+        Without input feeding nothing in the recurrence depends on attention, which is
+        then one batched product over all positions.
+        """
+        gates_TBG = self._project(memory, jnp.swapaxes(y_BTE, 0, 1), same_axis=0)
+        if not self.feeds:
+            query_TBH, _ = self.stack.run(gates_TBG, self.bridge(memory.states), dropout)
+            return self._attend(memory, jnp.swapaxes(query_TBH, 0, 1))
+
+        def body(state: DecoderState, inputs: tuple[jax.Array, jax.Array]) -> tuple[DecoderState, Any]:
+            gates_BG, t = inputs
+            state, *outputs = self._step(memory, state, gates_BG[:, None, :], dropout.at(t))
+            return state, [output_BK[:, 0] for output_BK in outputs]
+
+        steps = gates_TBG, jnp.arange(y_BTE.shape[1])
+        _, outputs = jax.lax.scan(body, self.start(memory, 1), steps)
+        attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
+        return attentional_BTH, align_BTS
+
+    def _project(self, memory: Memory, y: jax.Array, *, same_axis: int) -> jax.Array:
+        """The share of the first layer's gates that needs no state.
+
+        Args:
+          memory: of the sources.
+          y: y_TBE or y_BKE.
+          same_axis: the axis of T or K, along which the summary is the same.
+        """
+        gates = self.stack.project(y)
+        if self.reads_summary:
+            summary_BG = memory.summary_BM @ self.summary_kernel[...].astype(self.dtype)
+            gates = gates + jnp.expand_dims(summary_BG, same_axis)
+        return gates
+
+    def _step(
+        self, memory: Memory, state: DecoderState, gates_BKG: jax.Array, dropout: Dropout
+    ) -> tuple[DecoderState, jax.Array, jax.Array]:
+        if self.feeds:
+            gates_BKG = gates_BKG + state.feed_BKH @ self.feed_kernel[...].astype(self.dtype)
+        cells = self.stack.step(state.cells, gates_BKG, dropout)
+        attentional_BKH, align_BKS = self._attend(memory, cells[-1][0])
+        feed_BKH = attentional_BKH if self.feeds else state.feed_BKH
+        return DecoderState(cells, feed_BKH), attentional_BKH, align_BKS
+
+    def _attend(self, memory: Memory, query_BTH: jax.Array) -> tuple[jax.Array, jax.Array]:
+        context_BTM, align_BTS = self.attention(query_BTH, memory)
+        return jnp.tanh(self.attentional(jnp.concatenate([context_BTM, query_BTH], axis=-1))), align_BTS

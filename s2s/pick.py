@@ -1,0 +1,127 @@
+"""Choice among a vocabulary: the best k, the nucleus, one draw.
+
+Decides how to choose exactly, and among equals the lowest index, at the price of about
+one pass over the numbers. Must not know what a hypothesis is: numbers in, indices out.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+
+from s2s.batch import BOS, EOS, PAD
+
+# Measured on 4 CPU cores, best 5 of 5 * 32,000, 64 sentences: 1 ms in chunks of 32 to 256 tokens,
+# 12 ms by lax.top_k. Masking or padding the whole vocabulary first would cost as much again.
+_CHUNK = 64
+
+
+def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
+    """x[b, index[b, k]] for all b, k: whole slices, one gather."""
+    return jax.vmap(lambda row, at: row[at])(x, index)
+
+
+def _chunk_reduce(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
+    """Reduces the last axis in chunks of consecutive entries, a shorter one last."""
+    whole = x.shape[-1] // _CHUNK * _CHUNK
+    parts = []
+    if whole:
+        parts.append(reduce(x[..., :whole].reshape(*x.shape[:-1], -1, _CHUNK), axis=-1))
+    if whole < x.shape[-1]:
+        parts.append(reduce(x[..., whole:], axis=-1)[..., None])
+    return jnp.concatenate(parts, axis=-1)
+
+
+def best_tokens(
+    log_probs: jax.Array, base: jax.Array, may_end: jax.Array, k: int
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """The k best of base[..., j] + log_probs[..., j, v] over all j, v, exactly as `lax.top_k`.
+
+    Leaves out PAD and BOS, and EOS where ``may_end[..., j]`` is False. The k best lie in the k chunks
+    with the highest maxima; taken in the order of their positions, ties fall to the lowest.
+
+    Returns:
+      Values (best first; -inf beyond what exists), j and v, [..., k] each.
+    """
+    if log_probs.ndim > 3:
+        return jax.vmap(functools.partial(best_tokens, k=k))(log_probs, base, may_end)
+    B, J, V = log_probs.shape
+
+    def allowed(values: jax.Array, v: jax.Array, may_end: jax.Array) -> jax.Array:
+        forbidden = (v == PAD) | (v == BOS) | ((v == EOS) & ~may_end)
+        return jnp.where(forbidden, -jnp.inf, values)
+
+    best_BJC = _chunk_reduce(log_probs, jnp.max)
+    head = jnp.arange(min(_CHUNK, V))[None, None]
+    first_BJ = jnp.max(allowed(log_probs[:, :, :_CHUNK], head, may_end[..., None]), axis=-1)
+    best_BJC = base[..., None] + best_BJC.at[:, :, 0].set(first_BJ)
+    C = best_BJC.shape[-1]
+    _, chunk = lax.top_k(best_BJC.reshape(B, J * C), min(k, J * C))
+    chunk = jnp.sort(chunk, axis=-1)[..., None]
+    j = jnp.broadcast_to(chunk // C, (*chunk.shape[:2], _CHUNK)).reshape(B, -1)
+    v = (chunk % C * _CHUNK + jnp.arange(_CHUNK)[None, None]).reshape(B, -1)
+    inside = v < V
+    v = jnp.minimum(v, V - 1)
+    values = jax.vmap(lambda x, j, v: x[j, v])(log_probs, j, v)
+    values = take_rows(base, j) + allowed(values, v, take_rows(may_end, j))
+    values, place = lax.top_k(jnp.where(inside, values, -jnp.inf), min(k, values.shape[-1]))
+    return values, take_rows(j, place), take_rows(v, place)
+
+
+def softmax(logits: jax.Array) -> jax.Array:
+    """Softmax over the last axis that gives zeros, not NaN, where nothing is possible."""
+    highest = jnp.max(logits, axis=-1, keepdims=True)
+    weights = jnp.exp(logits - jnp.where(highest > -jnp.inf, highest, 0.0))
+    return weights / jnp.maximum(jnp.sum(weights, axis=-1, keepdims=True), jnp.finfo(jnp.float32).tiny)
+
+
+def nucleus(probs: jax.Array, top_p: float | jax.Array) -> jax.Array:
+    """Zeroes all but the fewest likeliest entries whose sum reaches top_p.
+
+    Bisects the bits of the threshold, whose order is that of non-negative floats: a sort of
+    64 * 5 * 32,000 entries takes 2 s on 4 CPU cores.
+    """
+    if isinstance(top_p, int | float) and top_p >= 1.0:
+        return probs
+
+    def mass_of(kept: jax.Array) -> jax.Array:
+        return jnp.sum(jnp.where(kept, probs, 0.0), axis=-1, keepdims=True)
+
+    def halve(_: jax.Array, bounds: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+        low, high = bounds
+        middle = low + (high - low) // 2
+        enough = mass_of(probs >= lax.bitcast_convert_type(middle, jnp.float32)) >= top_p
+        return jnp.where(enough, middle, low), jnp.where(enough, high, middle)
+
+    low = jnp.zeros((*probs.shape[:-1], 1), jnp.int32)
+    high = jnp.full_like(low, 0x3F800001)  # the float above 1.0
+    low, _ = lax.fori_loop(0, 31, halve, (low, high))
+    threshold = lax.bitcast_convert_type(low, jnp.float32)
+    above, equal = probs > threshold, probs == threshold
+    rank = jnp.cumsum(equal, axis=-1) - equal
+    return jnp.where(above | (equal & (mass_of(above) + rank * threshold < top_p)), probs, 0.0)
+
+
+def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
+    """The entry of the last axis that ``uniform`` in [0, 1) falls on: first the chunk, then the entry."""
+    mass = _chunk_reduce(weights, jnp.sum)
+    chunk, left = _fall(mass, uniform * jnp.sum(mass, axis=-1))
+    at = chunk[..., None] * _CHUNK + jnp.arange(_CHUNK)[(None,) * uniform.ndim]
+    # Repeating the last entry is harmless: it is the answer wherever a repetition would be.
+    at = jnp.minimum(at, weights.shape[-1] - 1)
+    part = jnp.take_along_axis(weights, at, axis=-1)
+    return jnp.take_along_axis(at, _fall(part, left)[0][..., None], axis=-1)[..., 0]
+
+
+def _fall(weights: jax.Array, point: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The first entry at which the running sum passes ``point``, and how far into it the point lies."""
+    total = jnp.cumsum(weights, axis=-1)
+    hit = (total > point[..., None]) & (weights > 0)
+    # Rounding may put the point at the very end: then the heaviest entry, never an impossible one.
+    place = jnp.where(jnp.any(hit, axis=-1), jnp.argmax(hit, axis=-1), jnp.argmax(weights, axis=-1))
+    before = jnp.take_along_axis(total - weights, place[..., None], axis=-1)[..., 0]
+    return place, jnp.maximum(point - before, 0.0)

@@ -1,0 +1,138 @@
+"""The work directory: what a run leaves behind, and how a later command opens it.
+
+Decides the names of the files in it:
+
+    config.json           the resolved configuration
+    vocab/                the vocabularies
+    checkpoints/STEP/     training state, for going on and for the best models
+    model/                the finished model's parameters
+    metrics.jsonl         one line a measurement
+    tensorboard/          the same for TensorBoard
+    results.json          the final table
+    attention.png         where the model looked, on one sentence
+
+Nothing outside of it is needed to use the model. Must not know how a model is
+trained or what it is asked.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from s2s import config as config_lib
+from s2s.config import Config
+from s2s.data import vocab as vocab_lib
+from s2s.infra import checkpoint
+from s2s.learn import step as step_lib
+
+# Differences that leave the run the same run: how long, how watched, how decoded.
+_MAY_CHANGE = ("run.", "search.", "data.cache", "data.prefetch", "data.test", "name")
+_MUST_STAY = ("run.seed",)
+
+
+class WorkdirError(ValueError):
+    """A work directory that is not there, not whole, or another run's."""
+
+
+class Workdir:
+    """Paths of one work directory.
+
+    Args:
+      path: the folder; made when something is first written.
+    """
+
+    def __init__(self, path: str | Path):
+        self.path = Path(path)
+        self.config = self.path / "config.json"
+        self.vocab = self.path / "vocab"
+        self.checkpoints = self.path / "checkpoints"
+        self.model = self.path / "model"
+        self.metrics = self.path / "metrics.jsonl"
+        self.results = self.path / "results.json"
+        self.picture = self.path / "attention.png"
+        self.curve = self.path / "learning_curve.png"
+
+    def claim(self, cfg: Config, *, write: bool = True) -> dict[str, tuple[Any, Any]]:
+        """Makes this the work directory of ``cfg``, or checks that it already is.
+
+        Args:
+          cfg: the run's configuration.
+          write: write the configuration (one process of several does).
+
+        Returns:
+          Harmless differences to the configuration found there: dotted name to (there, now).
+
+        Raises:
+          WorkdirError: another experiment lives here.
+        """
+        differences = {}
+        if self.config.exists():
+            differences = config_lib.differences(self.read_config(), cfg)
+            serious = {
+                name: values
+                for name, values in differences.items()
+                if name in _MUST_STAY or not name.startswith(_MAY_CHANGE)
+            }
+            if serious:
+                lines = [
+                    f"  config.{name}: {there!r} there, {now!r} now" for name, (there, now) in serious.items()
+                ]
+                raise WorkdirError(
+                    f"{self.path} holds another experiment:\n" + "\n".join(lines) + "\n"
+                    "give another --workdir, or delete that one to start afresh"
+                )
+        if write:
+            self.path.mkdir(parents=True, exist_ok=True)
+            draft = self.config.with_suffix(".draft")
+            draft.write_text(config_lib.to_json(cfg), encoding="utf-8")
+            draft.replace(self.config)
+        return differences
+
+    def read_config(self) -> Config:
+        """The configuration of the run that made this work directory.
+
+        Raises:
+          WorkdirError: there is none.
+        """
+        if not self.config.exists():
+            raise WorkdirError(
+                f"{self.path} is no work directory: it has no config.json. Train one with "
+                f"python -m s2s.main --config experiments/luong_general.py --workdir {self.path}"
+            )
+        return config_lib.from_json(self.config.read_text(encoding="utf-8"))
+
+    def load(self) -> tuple[Config, vocab_lib.Vocabularies, Any, Any]:
+        """Opens a trained model: the finished one, or else the best checkpoint so far.
+
+        Returns:
+          Its configuration, vocabularies, graph definition and parameters.
+
+        Raises:
+          WorkdirError: there is no configuration or no model yet.
+        """
+        cfg = self.read_config()
+        vocabs = vocab_lib.load_vocabularies(self.vocab, cfg.data.vocab)
+        graphdef, abstract = step_lib.abstract_params(cfg.model, vocabs.source.size, vocabs.target.size)
+        if self.model.exists():
+            return cfg, vocabs, graphdef, checkpoint.load_params(self.model, abstract)[0]
+        with self.open_checkpoints(cfg) as checkpoints:
+            step = checkpoints.best_step()
+            if step is None:
+                raise WorkdirError(
+                    f"{self.path} has no model yet, as no evaluation has finished: "
+                    "run its training command again"
+                )
+            part = "ema" if cfg.optim.ema else "params"
+            return cfg, vocabs, graphdef, checkpoints.restore(step, abstract, part)[0]
+
+    def open_checkpoints(self, cfg: Config) -> checkpoint.Checkpoints:
+        """The checkpoints of this run, keeping what ``cfg.run`` says."""
+        return checkpoint.Checkpoints(
+            self.checkpoints,
+            keep_best=cfg.run.keep_best,
+            keep_last=cfg.run.keep_last,
+            keep_evaluated=cfg.run.average_last,
+            metric=cfg.run.metric,
+            higher_is_better=config_lib.METRICS[cfg.run.metric],
+        )

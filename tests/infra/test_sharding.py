@@ -1,0 +1,187 @@
+"""One mesh axis over all devices: the same numbers, whatever the number of devices and processes."""
+
+import os
+import socket
+import subprocess
+import sys
+import textwrap
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from jax.sharding import AxisType
+
+from s2s.batch import Batch
+from s2s.infra import sharding
+
+
+def make_batch(rows, seed=0):
+    rng = np.random.default_rng(seed)
+    ids = lambda *shape: rng.integers(1, 9, shape).astype(np.int32)  # noqa: E731
+    return Batch(ids(rows, 5), ids(rows), ids(rows, 4), ids(rows), np.arange(rows, dtype=np.int32))
+
+
+def step(state, batch):
+    def loss(weights):
+        hidden = jnp.tanh(batch.source_BS.astype(jnp.float32) @ weights)
+        return jnp.sum(hidden**2), jnp.sum(hidden)
+
+    (value, total), gradient = jax.value_and_grad(loss, has_aux=True)(state["w"])
+    return {"w": state["w"] - 0.01 * gradient, "n": state["n"] + 1}, (value, total)
+
+
+def start():
+    return {"w": np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3), "n": np.int32(0)}
+
+
+def test_the_mesh_has_every_device_on_one_auto_axis():
+    mesh = sharding.make_mesh()
+    assert mesh.axis_names == ("data",)
+    assert mesh.size == sharding.rows_multiple(mesh) == len(jax.devices()) == 8
+    assert mesh.axis_types == (AxisType.Auto,)
+
+
+def test_one_process_is_the_main_one_and_asks_nobody():
+    sharding.initialize_distributed()
+    assert (sharding.process_index(), sharding.process_count()) == (0, 1)
+    assert sharding.is_main_process()
+    assert sharding.any_process(True) is True
+    assert sharding.any_process(False) is False
+    sharding.barrier("nobody else")
+
+
+def test_half_an_address_is_refused(monkeypatch):
+    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
+        monkeypatch.delenv(name, raising=False)
+    with pytest.raises(ValueError, match="coordinator='localhost:1', num_processes=2 and process_id=None"):
+        sharding.initialize_distributed("localhost:1", 2)
+    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS"):
+        sharding.initialize_distributed(num_processes=2, process_id=0)
+    sharding.initialize_distributed("localhost:1", 1, 0)
+    assert sharding.process_count() == 1
+
+
+def test_rows_are_cut_over_the_devices_in_order_under_the_transfer_guard():
+    mesh = sharding.make_mesh()
+    batch = make_batch(16)
+    with jax.transfer_guard("disallow"):
+        cut = sharding.to_global(batch, mesh)
+    assert isinstance(cut, Batch)
+    for shard, device in zip(cut.index_B.addressable_shards, mesh.devices.flat, strict=True):
+        assert shard.device == device
+    np.testing.assert_array_equal(
+        np.concatenate([shard.data for shard in cut.index_B.addressable_shards]), np.arange(16)
+    )
+    assert cut.source_BS.addressable_shards[0].data.shape == (2, 5)
+    for got, wanted in zip(sharding.to_host(cut), batch, strict=True):
+        np.testing.assert_array_equal(got, wanted)
+
+
+def test_rows_that_cannot_be_shared_out_are_refused():
+    with pytest.raises(ValueError, match="12 rows .* multiple of 8"):
+        sharding.to_global(make_batch(12), sharding.make_mesh())
+
+
+def test_eight_devices_train_as_one_does():
+    mesh = sharding.make_mesh()
+    state = sharding.replicate(start(), mesh)
+    train = sharding.jit_train_step(step, mesh)
+    reference = jax.device_put(start(), jax.devices()[0])
+    for seed in range(3):
+        batch = make_batch(16, seed)
+        before = state
+        state, (value, total) = train(state, sharding.to_global(batch, mesh))
+        assert before["w"].is_deleted()
+        reference, (wanted, wanted_total) = jax.jit(step)(reference, batch)
+        np.testing.assert_allclose(sharding.to_host(value), wanted, rtol=1e-6)
+        np.testing.assert_allclose(sharding.to_host(total), wanted_total, rtol=1e-5)
+    assert state["w"].sharding.is_fully_replicated
+    assert len(state["w"].sharding.device_set) == 8
+    np.testing.assert_allclose(sharding.to_host(state)["w"], reference["w"], rtol=1e-5, atol=1e-6)
+    assert train._cache_size() == 1
+
+
+def test_evaluation_sums_over_all_rows_and_decoding_keeps_the_rows_apart():
+    mesh = sharding.make_mesh()
+    state = sharding.replicate(start(), mesh)
+    batch = sharding.to_global(make_batch(16), mesh)
+    sums = sharding.jit_eval_step(lambda params, batch: jnp.sum(batch.index_B), mesh)(state, batch)
+    assert sums.sharding.is_fully_replicated
+    assert int(sums) == sum(range(16))
+    decode = sharding.jit_rows_step(lambda params, batch, shift: {"rows": batch.index_B * 2 + shift}, mesh)
+    rows = decode(state, batch, np.int32(1))
+    assert rows["rows"].sharding == sharding.by_rows(mesh)
+    np.testing.assert_array_equal(sharding.to_host(rows)["rows"], np.arange(16) * 2 + 1)
+
+
+WORKER = textwrap.dedent(
+    """
+    import os, sys
+    process, address, devices, out, here, root = int(sys.argv[1]), *sys.argv[2:]
+    os.environ["XLA_FLAGS"] = f"--xla_force_host_platform_device_count={devices}"
+    os.environ["JAX_PLATFORMS"] = "cpu"
+    sys.path[:0] = [root, here]
+    import jax
+    import numpy as np
+    from jax.experimental import multihost_utils
+    from s2s.infra import sharding
+    from test_sharding import make_batch, start, step
+
+    sharding.initialize_distributed(address, 2, process)
+    mesh = sharding.make_mesh()
+    assert sharding.process_count() == 2 and mesh.size == 2 * int(devices)
+    assert sharding.is_main_process() == (process == 0)
+    jax.config.update("jax_transfer_guard", "disallow")
+    state = sharding.replicate(start(), mesh)
+    train = sharding.jit_train_step(step, mesh)
+    decode = sharding.jit_rows_step(lambda params, batch: batch.index_B * 2, mesh)
+    values = []
+    for seed in range(3):
+        rows = slice(8 * process, 8 * process + 8)
+        batch = sharding.to_global(type(make_batch(16))(*(part[rows] for part in make_batch(16, seed))), mesh)
+        state, (value, total) = train(state, batch)
+        values.append(sharding.to_host(value))
+    with jax.transfer_guard("allow"):
+        gathered = multihost_utils.process_allgather(decode(state, batch), tiled=True)
+    stopped = [sharding.any_process(process == 1), sharding.any_process(False)]
+    sharding.barrier("end")
+    weights = sharding.to_host(state)["w"]
+    np.savez(f"{out}/{process}.npz", w=weights, values=values, rows=gathered, stopped=stopped)
+    """
+)
+
+
+def free_address():
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        return f"localhost:{probe.getsockname()[1]}"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("devices", [1, 2])
+def test_two_processes_train_as_one_does(tmp_path, devices):
+    address = free_address()
+    here = os.path.dirname(__file__)
+    root = os.path.dirname(os.path.dirname(here))
+    workers = [
+        subprocess.Popen(
+            [sys.executable, "-c", WORKER, str(process), address, str(devices), str(tmp_path), here, root],
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for process in range(2)
+    ]
+    errors = [worker.communicate(timeout=180)[1] for worker in workers]
+    assert [worker.returncode for worker in workers] == [0, 0], "\n".join(errors)
+
+    reference, wanted = start(), []
+    for seed in range(3):
+        reference, (value, _) = jax.jit(step)(reference, make_batch(16, seed))
+        wanted.append(value)
+    for process in range(2):
+        got = np.load(tmp_path / f"{process}.npz")
+        np.testing.assert_allclose(got["w"], reference["w"], rtol=1e-5, atol=1e-6)
+        np.testing.assert_allclose(got["values"], wanted, rtol=1e-6)
+        np.testing.assert_array_equal(got["rows"], np.arange(16) * 2)
+        assert got["stopped"].tolist() == [True, False]
