@@ -334,6 +334,8 @@ def _train_sentencepiece(texts: Iterable[str], cfg: VocabConfig, size: int, fiel
             hard_vocab_limit=False,
             character_coverage=1.0,
             normalization_rule_name=cfg.normalization,
+            # Whole numbers as pieces could not be copied or computed with.
+            split_digits=True,
             pad_id=PAD,
             bos_id=BOS,
             eos_id=EOS,

@@ -92,13 +92,6 @@ def init_state(
     return graphdef, state
 
 
-def abstract_state(cfg: Config, source_vocab: int, target_vocab: int) -> tuple[nnx.GraphDef, TrainState]:
-    """The model's structure and shapes and dtypes of its state, without making an array."""
-    # The rate shapes nothing.
-    optimizer = optim.make_optimizer(cfg.optim, optax.constant_schedule(0.0))
-    return jax.eval_shape(lambda: init_state(cfg, source_vocab, target_vocab, optimizer, cfg.run.seed))
-
-
 def abstract_params(cfg: ModelConfig, source_vocab: int, target_vocab: int) -> tuple[nnx.GraphDef, Params]:
     """The structure and the shapes of a model's parameters; makes no array."""
     model = nnx.eval_shape(lambda: Seq2Seq(cfg, source_vocab, target_vocab, rngs=nnx.Rngs(0)))

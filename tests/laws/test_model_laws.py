@@ -162,16 +162,18 @@ def test_no_two_names_are_the_same_model():
 def test_half_precision_is_close(name):
     single = Built(VARIANTS[name], jnp.float32, jnp.float32)
     half = Built(VARIANTS[name], jnp.bfloat16, jnp.float32)
-    exact = single.forward(single.params, BATCH)
-    (_, rough), gradient = half.graded(half.params, BATCH)
+    # Halved, or the states of a relu RNN grow to where bfloat16 numbers lie 0.1 apart.
+    params = jax.tree.map(lambda x: 0.5 * x, single.params)
+    exact = single.forward(params, BATCH)
+    (_, rough), gradient = half.graded(params, BATCH)
     for one, other in zip(exact, rough, strict=True):
         assert one.dtype == other.dtype == jnp.float32
-        np.testing.assert_allclose(other, one, atol=0.05)
-    for leaf in jax.tree.leaves((half.params, gradient)):
+        np.testing.assert_allclose(other, one, atol=0.02)
+    for leaf in jax.tree.leaves((half.initial, gradient)):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
-    memory, state = half.start(half.params, BATCH)
+    memory, state = half.start(params, BATCH)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.bfloat16)}
-    after, log_probs_BKV, _ = half.advance(half.params, memory, state, np.full((4, 2), BOS, np.int32))
+    after, log_probs_BKV, _ = half.advance(params, memory, state, np.full((4, 2), BOS, np.int32))
     assert log_probs_BKV.dtype == jnp.float32
     before, after = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after))
     assert before == after

@@ -12,7 +12,8 @@ from s2s import config
 from s2s.batch import EOS, Batch
 from s2s.config import Config, ModelConfig, OptimConfig
 from s2s.learn import optim, step
-from s2s.learn.loss import Sums
+from s2s.learn.loss import Sums, cross_entropy
+from s2s.nn.dropout import Dropout
 
 SOURCE_VOCAB, TARGET_VOCAB = 11, 9
 MODEL = ModelConfig(embedding=6, hidden=8, cell="gru", attention="general", dropout=0.0)
@@ -118,12 +119,15 @@ def test_split_and_merge_are_inverse():
 def test_state_is_made_abstractly_compiled_and_from_a_seed():
     cfg = configured(name="adam", ema=0.9)
     graphdef, state, _ = built(cfg)
-    abstract_graphdef, abstract = step.abstract_state(cfg, SOURCE_VOCAB, TARGET_VOCAB)
+    optimizer = optim.make_optimizer(cfg.optim, lambda step: jnp.float32(0.5))
+    make = functools.partial(step.init_state, cfg, SOURCE_VOCAB, TARGET_VOCAB, optimizer)
+    abstract_graphdef, abstract = jax.eval_shape(make, 0)
     assert abstract_graphdef == graphdef
     assert all(isinstance(leaf, jax.ShapeDtypeStruct) for leaf in jax.tree.leaves(abstract))
     assert kinds(abstract) == kinds(state)
-    optimizer = optim.make_optimizer(cfg.optim, lambda step: jnp.float32(0.5))
-    make = functools.partial(step.init_state, cfg, SOURCE_VOCAB, TARGET_VOCAB, optimizer)
+    graphdef_alone, params = step.abstract_params(cfg.model, SOURCE_VOCAB, TARGET_VOCAB)
+    assert graphdef_alone == graphdef and kinds(params) == kinds(state.params)
+    assert step.parameter_count(params) == flat(state.params).size
     assert_close(jax.jit(make)(0)[1], state, rtol=1e-5, atol=1e-6)
     assert_equal(make(0)[1], state)
     assert differs(make(1)[1].params, state.params)
@@ -236,16 +240,24 @@ def test_dropout_depends_on_seed_step_and_piece_alone():
     assert not np.isclose(both, 2 * train_step(state, half)[1].sums.loss, rtol=1e-4)
 
 
-@pytest.mark.parametrize("site", ["embedding_dropout", "layer_dropout", "attentional_dropout"])
+SITES = ("embedding_dropout", "layer_dropout", "attentional_dropout")
+
+
+@pytest.mark.parametrize("site", SITES)
 def test_a_site_has_its_own_rate_or_the_common_one(site):
     batch = example()
-    sites = ("embedding_dropout", "layer_dropout", "attentional_dropout")
-    none = trained(configured({"layers": 2}), [batch])[1].sums.loss
+    graphdef, state, _ = compiled(configured({site: 0.3, "layers": 2}))
+    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), 0), 0)
+    rates = {name.removesuffix("_dropout"): 0.3 if name == site else 0.0 for name in SITES}
+    logits_BTV, _ = jax.jit(step.merge(graphdef, state.params))(batch, Dropout(key, **rates))
+    expected = cross_entropy(logits_BTV, batch.target_BT, batch.target_mask_BT).loss
+
     own = trained(configured({site: 0.3, "layers": 2}), [batch])[1].sums.loss
-    others_off = {other: 0.0 for other in sites if other != site}
-    common = trained(configured(DROPPING | others_off), [batch])[1].sums.loss
-    assert own == common != none
-    assert trained(configured(DROPPING | dict.fromkeys(sites, 0.0)), [batch])[1].sums.loss == none
+    np.testing.assert_allclose(own, expected, rtol=1e-5)
+    others_off = {name: 0.0 for name in SITES if name != site}
+    assert trained(configured(DROPPING | others_off), [batch])[1].sums.loss == own
+    none = trained(configured({"layers": 2}), [batch])[1].sums.loss
+    assert not np.isclose(none, own, rtol=1e-5)
 
 
 def test_evaluation_has_no_dropout_and_no_smoothing():
@@ -320,7 +332,7 @@ def test_replicas_under_vmap_are_runs_of_their_own():
         cfg, optimizer = parts(values)
         return step.init_state(cfg, SOURCE_VOCAB, TARGET_VOCAB, optimizer, seed)[1]
 
-    graphdef, _ = step.abstract_state(configured(), SOURCE_VOCAB, TARGET_VOCAB)
+    graphdef, _ = step.abstract_params(MODEL, SOURCE_VOCAB, TARGET_VOCAB)
 
     def update(state, values, batch):
         cfg, optimizer = parts(values)
