@@ -17,15 +17,19 @@ def get_config() -> config_dict.ConfigDict:
     config = config_lib.default()
     config.name = "luong_general"
     config.data.train = "dates"
-    config.data.vocab.size = 600
-    config.data.batch_tokens = 2048
+    config.data.task_size = 45000
+    config.data.vocab.size = 400
+    config.data.batch_tokens = 1024
+    config.data.max_shapes = 3
     config.model.embedding = 128
     config.model.hidden = 256
     config.model.attention = "general"
-    config.model.dropout = 0.1
+    config.model.dropout = 0.0
     config.optim.learning_rate = 3e-3
     config.optim.schedule = "cosine"
     config.optim.warmup_steps = 50
-    config.run.epochs = 8.0
+    config.run.epochs = 2.0
+    config.run.eval_every = 400
+    config.run.eval_sentences = 300
     config.run.metric = "exact_match"
     return config

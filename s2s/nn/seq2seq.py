@@ -36,7 +36,12 @@ class Seq2Seq(nnx.Module):
     p(y_t | y_<t, x) = softmax(W_s s~_t + b_s) (eq. 6; the bias is ours)
 
     Tied, W_s is the target embedding (Press and Wolf 2017), and with "all" the source
-    embedding too; s~_t then passes a linear map to E features if E is not H.
+    embedding too; s~_t then passes a linear map to E features if E is not H, and a tied
+    table is multiplied by sqrt(E) where it is read (Vaswani et al. 2017, section 3.4).
+
+    Word vectors begin with features of variance 1, where Luong et al. begin with +-0.1: read
+    by gates of Glorot scale, vectors that small leave attention nothing to tell words by.
+    On the dates task 300 updates reach 62 % exact match instead of none.
     """
 
     def __init__(
@@ -66,12 +71,13 @@ class Seq2Seq(nnx.Module):
                 f"tie='all' needs one vocabulary, not {source_vocab} source and {target_vocab} target entries"
             )
 
-        def table(entries: int) -> nnx.Param:
-            return nnx.Param(_embedding_init(rngs.params(), (entries, cfg.embedding), param_dtype))
+        def table(entries: int, spread: float) -> nnx.Param:
+            return nnx.Param(initializers.normal(spread)(rngs.params(), (entries, cfg.embedding), param_dtype))
 
-        self.target_embedding = table(target_vocab)
+        self.target_scale = 1.0 if cfg.tie == "none" else cfg.embedding**0.5
+        self.target_embedding = table(target_vocab, 1 / self.target_scale)
         if cfg.tie != "all":
-            self.source_embedding = table(source_vocab)
+            self.source_embedding = table(source_vocab, 1.0)
         self.encoder = Encoder(
             cfg.cell, cfg.embedding, cfg.encoder_units, cfg.encoder_depth, cfg.bidirectional, **keywords
         )
@@ -98,8 +104,10 @@ class Seq2Seq(nnx.Module):
     def encode(self, batch: Batch, dropout: Dropout | None = None) -> Memory:
         """The memory of the batch's sources; the decoder needs nothing else of them."""
         dropout = dropout or OFF
-        table_VE = self.target_embedding if self.tie == "all" else self.source_embedding
-        x_BSE = self._embed(table_VE, batch.source_BS, dropout.at(_SOURCE))
+        if self.tie == "all":
+            x_BSE = self._embed_target(batch.source_BS, dropout.at(_SOURCE))
+        else:
+            x_BSE = self._embed(self.source_embedding, batch.source_BS, dropout.at(_SOURCE))
         memory = self.encoder(x_BSE, batch.source_mask_BS, dropout.at(_ENCODER))
         return memory._replace(keys=self.decoder.attention.prepare(memory.memory_BSM))
 
@@ -119,7 +127,7 @@ class Seq2Seq(nnx.Module):
         """
         dropout = dropout or OFF
         read_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
-        y_BTE = self._embed(self.target_embedding, read_BT, dropout.at(_TARGET))
+        y_BTE = self._embed_target(read_BT, dropout.at(_TARGET))
         attentional_BTH, align_BTS = self.decoder.run(memory, y_BTE, dropout.at(_DECODER))
         attentional_BTH = drop(attentional_BTH, dropout.attentional, dropout.at(_SOFTMAX).key)
         return self._logits(attentional_BTH), align_BTS
@@ -137,13 +145,16 @@ class Seq2Seq(nnx.Module):
           The next state; log_probs_BKV of the next token in nats; align_BKS. The memory
           is read by all beams of a sentence and never repeated.
         """
-        y_BKE = self._embed(self.target_embedding, token_BK, OFF)
+        y_BKE = self._embed_target(token_BK, OFF)
         state, attentional_BKH, align_BKS = self.decoder.step(memory, state, y_BKE)
         return state, jax.nn.log_softmax(self._logits(attentional_BKH), axis=-1), align_BKS
 
     def _embed(self, table_VE: nnx.Param, token: jax.Array, dropout: Dropout) -> jax.Array:
         embedded = jnp.take(table_VE[...], token, axis=0).astype(self.dtype)
         return drop(embedded, dropout.embedding, dropout.key)
+
+    def _embed_target(self, token: jax.Array, dropout: Dropout) -> jax.Array:
+        return self._embed(self.target_embedding, token, dropout) * self.target_scale
 
     def _logits(self, attentional: jax.Array) -> jax.Array:
         """[..., H] -> [..., V], in float32 at least."""
@@ -160,7 +171,3 @@ class Seq2Seq(nnx.Module):
 
 _glorot = initializers.glorot_uniform()
 
-
-def _embedding_init(key: jax.Array, shape: tuple[int, int], dtype: Any) -> jax.Array:
-    """Uniform in [-0.1, 0.1] (Luong et al. 2015, section 4.1)."""
-    return jax.random.uniform(key, shape, dtype, -0.1, 0.1)
