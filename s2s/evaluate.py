@@ -135,7 +135,7 @@ def evaluate(
       names: text metrics.
       progress: a label to show progress under.
     """
-    pairs = [corpus[number] for number in range(len(corpus))]
+    pairs = list(corpus)
     translations = translator(params, [pair["source"] for pair in pairs], progress=progress)
     outputs = [translation.text for translation in translations]
     references = [pair["targets"] for pair in pairs]
@@ -197,15 +197,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             file.writelines(translation.text.replace("\n", " ") + "\n" for translation in found.translations)
-    signature = metrics_lib.signatures([pair["targets"] for pair in _pairs(corpus)], names)
-    rejected = {reason: list(lines) for reason, lines in corpus.rejected.items()}
+    signature = metrics_lib.signatures([pair["targets"] for pair in corpus], names)
     result: dict[str, Any] = {
         "corpus": corpus.name,
         "pairs": len(corpus),
         "search": describe(translator.cfg),
         "scores": scores,
         "signatures": signature,
-        "rejected_lines": rejected,
+        "rejected_lines": corpus.rejected,
     }
     if args.by_length:
         result["by_length"] = found.lengths
@@ -213,16 +212,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(json.dumps(result, ensure_ascii=False, indent=2))
         return 0
     print(f"{corpus.name}: {len(corpus)} pairs, {describe(translator.cfg)}")
-    for reason, lines in rejected.items():
-        print(f"left out, {reason}: {len(lines)} ({report.some_numbers(lines)})")
-    print(
-        report.table([[label(name), f"{value:.2f}"] for name, value in scores.items()], ["metric", "value"])
-    )
+    for told in corpora.left_out(corpus):
+        print(told)
+    print(report.table([[label(name), value] for name, value in scores.items()], ["metric", "value"]))
     if args.by_length:
-        rows = [
-            [f"{value:.2f}" if isinstance(value, float) else value for value in row.values()]
-            for row in found.lengths
-        ]
+        rows = [list(row.values()) for row in found.lengths]
         print("\n" + report.table(rows, ["source length", "pairs", *map(label, names)]))
     for name, text in signature.items():
         print(f"{name}: {text}")
@@ -243,10 +237,6 @@ def label(name: str) -> str:
     }
     arrow = "" if name not in METRICS else " ↑" if METRICS[name] else " ↓"
     return labels.get(name, name) + arrow
-
-
-def _pairs(corpus: corpora.Corpus) -> list[corpora.Pair]:
-    return [corpus[number] for number in range(len(corpus))]
 
 
 if __name__ == "__main__":

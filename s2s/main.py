@@ -64,5 +64,16 @@ def _refuse(error: Exception) -> None:
     sys.exit(2)
 
 
+def _parse(argv: list[str]) -> list[str]:
+    """Reads the flags; a field that does not exist is told, not traced."""
+    try:
+        return app.parse_flags_with_usage(argv)
+    except (AttributeError, KeyError) as error:
+        # ml_collections says what was meant: 'hiden'. Did you mean "hidden" instead of "hiden"?
+        told = " ".join(str(error.args[0]).split())
+        print(f"s2s: a --config override names no field: {told}", file=sys.stderr)
+        sys.exit(2)
+
+
 if __name__ == "__main__":
-    app.run(main)
+    app.run(main, flags_parser=_parse)

@@ -146,8 +146,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             if alignments is not None:
                 alignments.write(links(score.source_ids, score.target_ids, score.align_TS, vocabs) + "\n")
         output.flush()
-    for reason, lines in corpus.rejected.items():
-        print(f"s2s: left out, {reason}: {len(lines)} lines", file=sys.stderr)
+    for told in corpora.left_out(corpus):
+        print(told, file=sys.stderr)
     return 0
 
 

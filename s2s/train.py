@@ -10,12 +10,13 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
+import itertools
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,12 +26,12 @@ import numpy as np
 from s2s import config as config_lib
 from s2s.config import Config
 from s2s.data import corpora, encode, pipeline, plan, vocab
-from s2s.evaluate import Likelihood, default_metrics, evaluate, label, text_scores
+from s2s.evaluate import label
 from s2s.infra import checkpoint, picture, report, sharding
+from s2s.judge import Judge
 from s2s.learn import metrics as metrics_lib
 from s2s.learn import optim
 from s2s.learn import step as step_lib
-from s2s.translate import Translator, describe
 from s2s.workdir import Workdir, WorkdirError
 
 
@@ -95,11 +96,14 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
     mesh = sharding.make_mesh()
     chief = sharding.is_main_process()
     work = Workdir(folder)
-    changed = work.claim(cfg, write=chief)
+    changed = work.check(cfg)
     if work.results.exists() and not any(name.startswith("run.") for name in changed):
         results = json.loads(work.results.read_text(encoding="utf-8"))
         if chief:
-            print(f"{work.path} is finished; delete it or give another --workdir to train afresh.\n")
+            print(
+                f"{work.path} is finished: delete it or give another --workdir to train afresh; "
+                "for other data or another search there is s2s.evaluate.\n"
+            )
             _show(results, work)
         return results
     tell = functools.partial(print, file=sys.stderr) if chief else _keep_quiet
@@ -108,7 +112,15 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
 
     # Data.
     corpus = corpora.open_corpus(cfg.data, "train", seed=cfg.run.seed, progress=chief)
-    _tell_rejected(tell, corpus)
+    parts = {
+        part: corpora.open_corpus(cfg.data, part, seed=cfg.run.seed, progress=chief)
+        for part in ("dev", "test")
+        if corpora.has_part(cfg.data, part)
+    }
+    for sentence in itertools.chain.from_iterable(map(corpora.left_out, [corpus, *parts.values()])):
+        tell(sentence)
+    if chief:
+        work.write_config(cfg)
     vocabs = _vocabularies(cfg, work, corpus, chief)
     encoded = encode.encode_corpus(
         corpus,
@@ -119,10 +131,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         progress=chief,
     )
     if encoded.too_long:
-        tell(
-            f"{corpus.name}: left out as too long: {len(encoded.too_long)} "
-            f"(lines {report.some_numbers(encoded.too_long)})"
-        )
+        tell(f"{corpus.name}: left out, too long: {corpora.listed(encoded.too_long)}")
     layout = plan.make_plan(
         encoded.source_lengths,
         encoded.target_lengths,
@@ -158,7 +167,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         state = sharding.jit_init(lambda: initialize()[1], mesh)()
     reporter = report.Reporter(work.path, total_steps, main_process=chief, restored_step=step)
     train_step = sharding.jit_train_step(step_lib.make_train_step(graphdef, cfg, optimizer), mesh)
-    judge = _Judge(cfg, graphdef, vocabs, mesh, chief)
+    judge = Judge(cfg, graphdef, vocabs, parts, mesh)
 
     reporter.say(
         f"{corpus.name}: {len(encoded)} pairs; vocabularies {vocabs.source.size} and {vocabs.target.size}; "
@@ -210,7 +219,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
             },
             group="train",
         )
-        reporter.progress(last, {"epoch": progress.epoch + 1, "loss": mean}, tokens)
+        reporter.progress(last, {"epoch": round(last / steps_per_epoch, 2), "loss": mean}, tokens)
         window.clear()
         window_start, window_clock = last, now
 
@@ -233,9 +242,9 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
             progress.history.append({"step": step, "epoch": round(step / steps_per_epoch, 2), **scores})
             progress.stopped_early = 0 < cfg.run.patience <= progress.stale
             reporter.scalars(step, scores, group="dev")
-            shown = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
+            told = "  ".join(f"{name} {value:.4g}" for name, value in scores.items())
             reporter.say(
-                f"step {step}  epoch {step / steps_per_epoch:.2f}  dev {shown}{'  (best)' if better else ''}"
+                f"step {step}  epoch {step / steps_per_epoch:.2f}  dev {told}{'  (best)' if better else ''}"
             )
         save(scores or None)
         window_clock = time.monotonic()
@@ -300,7 +309,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
             "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
             "padding": round(layout.padding, 4),
             "history": progress.history,
-            **judge.final_scores(params, work.picture if chief else None, reporter),
+            **judge.final_scores(params, work.picture if chief else None),
         }
         results["process_seconds"] = round(time.monotonic() - began, 1)
     if chief:
@@ -311,87 +320,6 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         draft.replace(work.results)
         _show(results, work)
     return results
-
-
-class _Judge:
-    """Measures a model on dev while it trains, and on dev and test when it is done."""
-
-    def __init__(
-        self, cfg: Config, graphdef: Any, vocabs: vocab.Vocabularies, mesh: jax.sharding.Mesh, chief: bool
-    ):
-        self.cfg, self.graphdef, self.vocabs, self.mesh, self.chief = cfg, graphdef, vocabs, mesh, chief
-        self.names = default_metrics(cfg.data.vocab.kind)
-        if cfg.run.metric in metrics_lib.TEXT_METRICS and cfg.run.metric not in self.names:
-            self.names = (cfg.run.metric, *self.names)
-        self.greedy = Translator(graphdef, vocabs, dataclasses.replace(cfg.search, name="greedy", beam=1))
-        self.dev = self._corpus("dev")
-        self.dev_loss = Likelihood(graphdef, self._encode(self.dev), cfg, mesh) if self.dev else None
-
-    def _corpus(self, part: str) -> corpora.Corpus | None:
-        if not corpora.has_part(self.cfg.data, part):
-            return None
-        return corpora.open_corpus(self.cfg.data, part, seed=self.cfg.run.seed, progress=self.chief)
-
-    def _encode(self, corpus: corpora.Corpus) -> encode.Encoded:
-        return encode.encode_corpus(
-            corpus,
-            self.vocabs,
-            max_source=None,
-            max_target=None,
-            cache=self.cfg.data.cache,
-            progress=self.chief,
-        )
-
-    def dev_scores(self, params: Any) -> dict[str, float]:
-        """Dev loss, and text metrics by greedy search where one of them chooses the model."""
-        if self.dev is None or self.dev_loss is None:
-            return {}
-        scores = self.dev_loss(params)
-        if self.cfg.run.metric in metrics_lib.TEXT_METRICS:
-            count = min(self.cfg.run.eval_sentences or len(self.dev), len(self.dev))
-            # Evenly spread, as corpora are often sorted.
-            chosen = [self.dev[int(n)] for n in np.linspace(0, len(self.dev) - 1, count).astype(int)]
-            local = sharding.replicate(sharding.to_host(params), self.greedy.mesh)
-            outputs = self.greedy(local, [pair["source"] for pair in chosen], progress="dev")
-            names = dict.fromkeys([self.cfg.run.metric, *self.names[:2]])
-            scores |= text_scores(
-                [output.text for output in outputs], [pair["targets"] for pair in chosen], self.vocabs, names
-            )
-        return scores
-
-    def final_scores(self, params: Any, attention_file: Any, reporter: report.Reporter) -> dict[str, Any]:
-        """Every part there is, by greedy search and by the configured one; one attention picture."""
-        searches = [self.greedy]
-        if self.cfg.search.name != "greedy":
-            searches.append(Translator(self.graphdef, self.vocabs, self.cfg.search, seed=self.cfg.run.seed))
-        local = sharding.replicate(sharding.to_host(params), self.greedy.mesh)
-        rows: list[dict[str, Any]] = []
-        signatures: dict[str, str] = {}
-        for part in ("dev", "test"):
-            corpus = self._corpus(part)
-            if corpus is None:
-                continue
-            if part == "test":
-                _tell_rejected(reporter.note, corpus)
-            loss = Likelihood(self.graphdef, self._encode(corpus), self.cfg, self.mesh)(params)
-            for translator in searches:
-                found = evaluate(
-                    translator, local, corpus, self.names, progress=f"{part}, {describe(translator.cfg)}"
-                )
-                rows.append(
-                    {
-                        "part": part,
-                        "pairs": len(corpus),
-                        "search": describe(translator.cfg),
-                        **loss,
-                        **found.scores,
-                    }
-                )
-            references = [corpus[number]["targets"] for number in range(len(corpus))]
-            signatures = metrics_lib.signatures(references, self.names)
-            if attention_file is not None:
-                _attention_picture(attention_file, found.translations)
-        return {"scores": rows, "signatures": signatures}
 
 
 def _vocabularies(cfg: Config, work: Workdir, corpus: corpora.Corpus, chief: bool) -> vocab.Vocabularies:
@@ -442,25 +370,6 @@ def _keep_quiet(text: str) -> None:
     """Where another process does the talking."""
 
 
-def _tell_rejected(tell: Callable[[str], None], corpus: corpora.Corpus) -> None:
-    for reason, lines in corpus.rejected.items():
-        tell(f"{corpus.name}: left out, {reason}: {len(lines)} (lines {report.some_numbers(lines)})")
-
-
-def _attention_picture(path: Any, translations: list[Any]) -> None:
-    """Draws the sentence of middling length whose output the model is surest of."""
-    drawable = [t for t in translations if t.hypotheses and t.hypotheses[0].align_TS.any()]
-    if not drawable:
-        return
-    lengths = sorted(len(t.source_ids) for t in drawable)
-    middle = lengths[len(lengths) // 2]
-    typical = [t for t in drawable if abs(len(t.source_ids) - middle) <= 3]
-    chosen = max(typical, key=lambda t: t.hypotheses[0].log_prob / len(t.hypotheses[0].ids))
-    picture.attention_picture(
-        path, chosen.source_tokens, chosen.hypotheses[0].tokens, chosen.hypotheses[0].align_TS
-    )
-
-
 def _show(results: dict[str, Any], work: Workdir) -> None:
     """Prints the final table and where everything lies."""
     rows = results["scores"]
@@ -468,7 +377,7 @@ def _show(results: dict[str, Any], work: Workdir) -> None:
         names = [name for name in rows[0] if name not in ("part", "pairs", "search")]
         print(
             report.table(
-                [[r["part"], r["pairs"], r["search"], *(f"{r[name]:.2f}" for name in names)] for r in rows],
+                [[r["part"], r["pairs"], r["search"], *(r[name] for name in names)] for r in rows],
                 ["part", "pairs", "search", *map(label, names)],
             )
         )

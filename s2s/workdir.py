@@ -53,12 +53,8 @@ class Workdir:
         self.picture = self.path / "attention.png"
         self.curve = self.path / "learning_curve.png"
 
-    def claim(self, cfg: Config, *, write: bool = True) -> dict[str, tuple[Any, Any]]:
-        """Makes this the work directory of ``cfg``, or checks that it already is.
-
-        Args:
-          cfg: the run's configuration.
-          write: write the configuration (one process of several does).
+    def check(self, cfg: Config) -> dict[str, tuple[Any, Any]]:
+        """Checks that a run of ``cfg`` may go on here.
 
         Returns:
           Harmless differences to the configuration found there: dotted name to (there, now).
@@ -66,28 +62,27 @@ class Workdir:
         Raises:
           WorkdirError: another experiment lives here.
         """
-        differences = {}
-        if self.config.exists():
-            differences = config_lib.differences(self.read_config(), cfg)
-            serious = {
-                name: values
-                for name, values in differences.items()
-                if name in _MUST_STAY or not name.startswith(_MAY_CHANGE)
-            }
-            if serious:
-                lines = [
-                    f"  config.{name}: {there!r} there, {now!r} now" for name, (there, now) in serious.items()
-                ]
-                raise WorkdirError(
-                    f"{self.path} holds another experiment:\n" + "\n".join(lines) + "\n"
-                    "give another --workdir, or delete that one to start afresh"
-                )
-        if write:
-            self.path.mkdir(parents=True, exist_ok=True)
-            draft = self.config.with_suffix(".draft")
-            draft.write_text(config_lib.to_json(cfg), encoding="utf-8")
-            draft.replace(self.config)
+        if not self.config.exists():
+            return {}
+        differences = config_lib.differences(self.read_config(), cfg)
+        serious = [
+            f"  config.{name}: {there!r} there, {now!r} now"
+            for name, (there, now) in differences.items()
+            if name in _MUST_STAY or not name.startswith(_MAY_CHANGE)
+        ]
+        if serious:
+            raise WorkdirError(
+                f"{self.path} holds another experiment:\n" + "\n".join(serious) + "\n"
+                "give another --workdir, or delete that one to start afresh"
+            )
         return differences
+
+    def write_config(self, cfg: Config) -> None:
+        """Makes this the work directory of ``cfg``; to be done once its data is known to be good."""
+        self.path.mkdir(parents=True, exist_ok=True)
+        draft = self.config.with_suffix(".draft")
+        draft.write_text(config_lib.to_json(cfg), encoding="utf-8")
+        draft.replace(self.config)
 
     def read_config(self) -> Config:
         """The configuration of the run that made this work directory.

@@ -31,6 +31,7 @@ GROUPS = {
     "s2s.learn": "learn",
     "s2s.infra": "infra",
     "s2s.workdir": "drivers",
+    "s2s.judge": "drivers",
     "s2s.train": "drivers",
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",

@@ -26,7 +26,7 @@ from absl import logging
 from array_record.python import array_record_module
 from tqdm import tqdm
 
-from s2s.data.readers import CorpusError, Pair, Reader, Rejections, usable
+from s2s.data.readers import CorpusError, Pair, Reader, Rejections, listed, usable
 
 # Part of every fingerprint: raise it when the same bytes would be read or stored otherwise.
 _FORMAT_VERSION = 1
@@ -215,10 +215,6 @@ def _prepare(reader: Reader, staging: Path, progress: bool) -> None:
     if progress:
         seconds = time.monotonic() - started
         print(f"{reader.name}: {count:,} pairs prepared in {seconds:.1f} s", file=sys.stderr)
-        for reason, numbers in rejections.rejected.items():
-            print(f"  left out, {reason}: {_listed(numbers)}", file=sys.stderr)
-        if rejections.partial:
-            print(f"  kept without all references: {_listed(rejections.partial)}", file=sys.stderr)
 
 
 def _watched(reader: Reader, rejections: Rejections, progress: bool) -> Generator[Pair, None, None]:
@@ -235,13 +231,8 @@ def _watched(reader: Reader, rejections: Rejections, progress: bool) -> Generato
         empty = False
         yield pair
     if empty:
-        reasons = "; ".join(f"{reason}: {_listed(n)}" for reason, n in rejections.rejected.items())
+        reasons = "; ".join(f"{reason}: {listed(n)}" for reason, n in rejections.rejected.items())
         raise CorpusError(f"{reader.name} has no usable pair ({reasons or 'it is empty'})")
-
-
-def _listed(numbers: list[int]) -> str:
-    shown = ", ".join(map(str, numbers[:10])) + (", ..." if len(numbers) > 10 else "")
-    return f"{len(numbers):,} (line {shown})" if len(numbers) == 1 else f"{len(numbers):,} (lines {shown})"
 
 
 def _remove_abandoned(folder: Path) -> None:

@@ -28,10 +28,21 @@ from s2s.data.readers import (
     Row,
     TsvReader,
     field_rows,
+    listed,
     nearby,
 )
 
-__all__ = ["Corpus", "CorpusError", "Pair", "cache_folder", "has_part", "open_corpus", "open_pairs"]
+__all__ = [
+    "Corpus",
+    "CorpusError",
+    "Pair",
+    "cache_folder",
+    "has_part",
+    "left_out",
+    "listed",
+    "open_corpus",
+    "open_pairs",
+]
 
 PARTS = ("train", "dev", "test")
 _TFDS_SPLITS = {"train": "train", "dev": "validation", "test": "test"}
@@ -131,6 +142,16 @@ def open_pairs(
     from s2s.data.builder import open_prepared  # takes half a second
 
     return open_prepared(reader, folder / "corpora", progress)
+
+
+def left_out(corpus: Corpus) -> list[str]:
+    """What of a corpus was left out and why, a sentence for people each; often nothing."""
+    told = [
+        f"{corpus.name}: left out, {reason}: {listed(lines)}" for reason, lines in corpus.rejected.items()
+    ]
+    if corpus.partial:
+        told.append(f"{corpus.name}: kept without all references: {listed(corpus.partial)}")
+    return told
 
 
 def cache_folder(cache: str | None) -> Path:

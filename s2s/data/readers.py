@@ -361,3 +361,9 @@ def nearby(path: Path) -> str:
     close = close or sorted(difflib.get_close_matches(path.name, names, 8, 0.4)) or names
     shown = ", ".join(close[:8]) + (", ..." if len(close) > 8 else "")
     return f"in {folder} there is {shown}" if close else f"the folder {folder} is empty"
+
+
+def listed(lines: Sequence[int]) -> str:
+    """How many lines, and the numbers of the first few: "12 (lines 3, 7, 20, ...)"."""
+    shown = ", ".join(map(str, lines[:10])) + (", ..." if len(lines) > 10 else "")
+    return f"{len(lines):,} (line{'s' * (len(lines) != 1)} {shown})"

@@ -209,11 +209,6 @@ def number(value: float) -> str:
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
 
 
-def some_numbers(numbers: Sequence[int], shown: int = 10) -> str:
-    """The first few of many numbers: "3, 7, 20, ..."."""
-    return ", ".join(map(str, numbers[:shown])) + (", ..." if len(numbers) > shown else "")
-
-
 def clock(seconds: float) -> str:
     """Seconds as m:ss, h:mm:ss or days; "?" if unknown."""
     if not math.isfinite(seconds):

@@ -72,7 +72,9 @@ class Seq2Seq(nnx.Module):
             )
 
         def table(entries: int, spread: float) -> nnx.Param:
-            return nnx.Param(initializers.normal(spread)(rngs.params(), (entries, cfg.embedding), param_dtype))
+            return nnx.Param(
+                initializers.normal(spread)(rngs.params(), (entries, cfg.embedding), param_dtype)
+            )
 
         self.target_scale = 1.0 if cfg.tie == "none" else cfg.embedding**0.5
         self.target_embedding = table(target_vocab, 1 / self.target_scale)
@@ -170,4 +172,3 @@ class Seq2Seq(nnx.Module):
 
 
 _glorot = initializers.glorot_uniform()
-

@@ -1,0 +1,126 @@
+"""The judge of a run: what is measured of a model while it trains, and when it is done.
+
+Decides which parts are scored when, by which search, and which sentence is drawn. Must
+not know how a model learns.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from s2s.config import Config
+from s2s.data import corpora, encode
+from s2s.data.vocab import Vocabularies
+from s2s.evaluate import Likelihood, default_metrics, evaluate, text_scores
+from s2s.infra import picture, sharding
+from s2s.learn import metrics as metrics_lib
+from s2s.translate import Translation, Translator, describe
+
+
+class Judge:
+    """Measures a model on dev while it trains, and on dev and test when it is done.
+
+    Args:
+      cfg: the run's configuration.
+      graphdef: the model's structure.
+      vocabs: its vocabularies.
+      parts: the corpora there are, of "dev" and "test".
+      mesh: devices that losses are measured on; every process decodes on its own.
+    """
+
+    def __init__(
+        self,
+        cfg: Config,
+        graphdef: Any,
+        vocabs: Vocabularies,
+        parts: Mapping[str, corpora.Corpus],
+        mesh: jax.sharding.Mesh,
+    ):
+        self._cfg, self._vocabs = cfg, vocabs
+        self._names = default_metrics(cfg.data.vocab.kind)
+        if cfg.run.metric in metrics_lib.TEXT_METRICS and cfg.run.metric not in self._names:
+            self._names = (cfg.run.metric, *self._names)
+        self._searches = [
+            Translator(graphdef, vocabs, dataclasses.replace(cfg.search, name="greedy", beam=1))
+        ]
+        if cfg.search.name != "greedy":
+            self._searches.append(Translator(graphdef, vocabs, cfg.search, seed=cfg.run.seed))
+        self._parts = parts
+        self._losses = {part: Likelihood(graphdef, self._encode(parts[part]), cfg, mesh) for part in parts}
+
+    def dev_scores(self, params: Any) -> dict[str, float]:
+        """Dev loss, and text metrics by greedy search where one of them chooses the model; {} without dev."""
+        if "dev" not in self._parts:
+            return {}
+        scores, metric = self._losses["dev"](params), self._cfg.run.metric
+        if metric in metrics_lib.TEXT_METRICS:
+            dev, greedy = self._parts["dev"], self._searches[0]
+            count = min(self._cfg.run.eval_sentences or len(dev), len(dev))
+            # Evenly spread, as corpora are often sorted.
+            chosen = [dev[int(n)] for n in np.linspace(0, len(dev) - 1, count).astype(int)]
+            outputs = greedy(self._local(params), [pair["source"] for pair in chosen], progress="dev")
+            scores |= text_scores(
+                [output.text for output in outputs],
+                [pair["targets"] for pair in chosen],
+                self._vocabs,
+                dict.fromkeys([metric, *self._names[:2]]),
+            )
+        return scores
+
+    def final_scores(self, params: Any, attention_file: Path | None) -> dict[str, Any]:
+        """Scores every part by greedy search and by the configured one.
+
+        Args:
+          params: the finished model.
+          attention_file: where to draw the attention of one sentence; None: nowhere.
+
+        Returns:
+          "scores", a row a part and search, and sacreBLEU's "signatures".
+        """
+        rows: list[dict[str, Any]] = []
+        signatures: dict[str, str] = {}
+        local = self._local(params)
+        for part, corpus in self._parts.items():
+            loss = self._losses[part](params)
+            for translator in self._searches:
+                search = describe(translator.cfg)
+                found = evaluate(translator, local, corpus, self._names, progress=f"{part}, {search}")
+                rows.append({"part": part, "pairs": len(corpus), "search": search, **loss, **found.scores})
+            signatures = metrics_lib.signatures([pair["targets"] for pair in corpus], self._names)
+            if attention_file is not None:
+                _draw(attention_file, found.translations)
+        return {"scores": rows, "signatures": signatures}
+
+    def _encode(self, corpus: corpora.Corpus) -> encode.Encoded:
+        # No limit of length: what the run is judged by is judged whole.
+        return encode.encode_corpus(
+            corpus,
+            self._vocabs,
+            max_source=None,
+            max_target=None,
+            cache=self._cfg.data.cache,
+            progress=sharding.is_main_process(),
+        )
+
+    def _local(self, params: Any) -> Any:
+        return sharding.replicate(sharding.to_host(params), self._searches[0].mesh)
+
+
+def _draw(path: Path, translations: Sequence[Translation]) -> None:
+    """Draws the sentence of middling length whose output the model is surest of."""
+    drawable = [t for t in translations if t.hypotheses and t.hypotheses[0].align_TS.any()]
+    if not drawable:
+        return
+    lengths = sorted(len(t.source_ids) for t in drawable)
+    middle = lengths[len(lengths) // 2]
+    typical = [t for t in drawable if abs(len(t.source_ids) - middle) <= 3]
+    chosen = max(typical, key=lambda t: t.hypotheses[0].log_prob / len(t.hypotheses[0].ids))
+    picture.attention_picture(
+        path, chosen.source_tokens, chosen.hypotheses[0].tokens, chosen.hypotheses[0].align_TS
+    )
