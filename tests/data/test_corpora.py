@@ -523,12 +523,11 @@ def test_a_preparation_overtaken_by_another_uses_the_others(monkeypatch):
 
 def test_preparation_says_what_it_did_on_standard_error_only(capfd):
     write_parallel("a\n\nc\n", "x\ny\nz\n")
-    open_pairs("train", source="de", target="en")
+    corpus = open_pairs("train", source="de", target="en")
     out, err = capfd.readouterr()
     assert out == ""
-    first, second = err.splitlines()
-    assert "train.{de,en}: 2 pairs prepared in" in first
-    assert second == "  left out, blank source: 1 (line 2)"
+    assert "train.{de,en}: 2 pairs prepared in" in err
+    assert corpora.left_out(corpus) == [f"{corpus.name}: left out, blank source: 1 (line 2)"]
     open_pairs("train", source="de", target="en")
     assert capfd.readouterr() == ("", "")
 
