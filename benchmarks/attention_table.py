@@ -10,10 +10,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
+import queue
 import statistics
 import subprocess
 import sys
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 from s2s import config as config_lib
 from s2s.evaluate import label
@@ -33,35 +37,43 @@ def main() -> int:
     )
     parser.add_argument("--metrics", nargs="+", default=["word_error_rate", "symbol_error_rate"])
     parser.add_argument("overrides", nargs="*", help="after --: overrides for every cell")
+    parser.add_argument(
+        "--jobs", type=int, default=1, help="cells trained side by side, each on a core of its own"
+    )
     args = parser.parse_args()
-    rows = []
-    for attention in args.attentions:
-        for feeding in (False, True):
-            results = [run_cell(args, attention, feeding, seed) for seed in args.seeds]
-            cells = [[row for row in result["scores"] if row["part"] == "test"][-1] for result in results]
-            rows.append(
-                [
-                    attention,
-                    "yes" if feeding else "no",
-                    f"{results[0]['parameters'] / 1e6:.2f} M",
-                    *(spread([cell[name] for cell in cells]) for name in args.metrics),
-                    spread([cell["perplexity"] for cell in cells]),
-                    f"{statistics.median(result['training_seconds'] for result in results):.0f}",
-                ]
-            )
-    headers = [
-        "attention",
-        "input feeding",
-        "parameters",
-        *map(label, args.metrics),
-        label("perplexity"),
-        "training (s)",
+    cells = [
+        (attention, feeding, seed)
+        for attention in args.attentions
+        for feeding in (False, True)
+        for seed in args.seeds
     ]
-    print(report.table(rows, headers))
+    cores: queue.Queue[int | None] = queue.Queue()
+    for core in sorted(os.sched_getaffinity(0))[: args.jobs] if args.jobs > 1 else [None]:
+        cores.put(core)
+    with ThreadPoolExecutor(args.jobs) as pool:
+        results = dict(zip(cells, pool.map(lambda cell: run_cell(args, cores, *cell), cells), strict=True))
+    rows = []
+    for attention, feeding in dict.fromkeys((attention, feeding) for attention, feeding, _ in cells):
+        runs = [results[attention, feeding, seed] for seed in args.seeds]
+        test = [[row for row in run["scores"] if row["part"] == "test"][-1] for run in runs]
+        rows.append(
+            [
+                attention,
+                "yes" if feeding else "no",
+                f"{runs[0]['parameters'] / 1e6:.2f} M",
+                *(spread([row[name] for row in test]) for name in [*args.metrics, "perplexity"]),
+                f"{statistics.median(run['training_seconds'] for run in runs):.0f}",
+            ]
+        )
+    names = [label(name) for name in [*args.metrics, "perplexity"]]
+    headers = ["attention", "input feeding", "parameters", *names, "training (s)"]
+    print(report.table(rows, headers, markdown=True))
     return 0
 
 
-def run_cell(args: argparse.Namespace, attention: str, feeding: bool, seed: int) -> dict:
+def run_cell(
+    args: argparse.Namespace, cores: queue.Queue[int | None], attention: str, feeding: bool, seed: int
+) -> dict[str, Any]:
     """Trains one cell in a process of its own, or reads what an earlier call left."""
     folder = args.workdir / f"{attention}-{'feeding' if feeding else 'plain'}-{seed}"
     if not (folder / "results.json").exists():
@@ -72,8 +84,15 @@ def run_cell(args: argparse.Namespace, attention: str, feeding: bool, seed: int)
             f"--config.run.seed={seed}",
             *args.overrides,
         ]
+        core = cores.get()
         print(" ".join(command), file=sys.stderr)
-        subprocess.run(command, check=True, stdout=sys.stderr)
+        process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        if core is not None:
+            os.sched_setaffinity(process.pid, {core})
+        code = process.wait()
+        cores.put(core)
+        if code:
+            raise SystemExit(f"{folder} failed with {code}; run its command to see why")
     return json.loads((folder / "results.json").read_text(encoding="utf-8"))
 
 

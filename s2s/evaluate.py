@@ -149,18 +149,36 @@ def evaluate(
     return Evaluation(score(list(range(len(pairs)))), translations, by_length(lengths, score))
 
 
+def add_pairs_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `asked_pairs` reads."""
+    group = parser.add_argument_group("pairs")
+    group.add_argument(
+        "--part", choices=("train", "dev", "test"), default="test", help="of the run's own data"
+    )
+    group.add_argument("--input", metavar="SPEC", help="other pairs: a prefix, .tsv, .jsonl or tfds:NAME")
+    group.add_argument("--source", help="suffix, column or field of the source in --input")
+    group.add_argument("--target", help="the same for the target; several references by commas")
+
+
+def asked_pairs(args: argparse.Namespace, cfg: Config) -> corpora.Corpus:
+    """Opens the pairs that the command line names.
+
+    Raises:
+      CorpusError: they cannot be read.
+    """
+    if not args.input:
+        return corpora.open_corpus(cfg.data, args.part, seed=cfg.run.seed)
+    source, target = args.source or cfg.data.source, args.target or cfg.data.target
+    return corpora.open_pairs(args.input, source=source, target=target, cache=cfg.data.cache)
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(
         prog="python -m s2s.evaluate", description="Scores a trained model on pairs with references."
     )
     parser.add_argument("--workdir", required=True, help="the model's work directory")
-    parser.add_argument(
-        "--part", choices=("train", "dev", "test"), default="test", help="of the run's own data"
-    )
-    parser.add_argument("--input", metavar="SPEC", help="other pairs: a prefix, .tsv, .jsonl or tfds:NAME")
-    parser.add_argument("--source", help="suffix, column or field of the source in --input")
-    parser.add_argument("--target", help="the same for references; several by commas")
+    add_pairs_flags(parser)
     parser.add_argument("--metrics", help=f"text metrics by commas: {', '.join(metrics_lib.TEXT_METRICS)}")
     parser.add_argument("--by-length", action="store_true", help="also by source length")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
@@ -176,15 +194,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         for name in names:
             if name not in metrics_lib.TEXT_METRICS:
                 raise ValueError(f"--metrics {name!r} is none of {', '.join(metrics_lib.TEXT_METRICS)}")
-        if args.input:
-            corpus = corpora.open_pairs(
-                args.input,
-                source=args.source or cfg.data.source,
-                target=args.target or cfg.data.target,
-                cache=cfg.data.cache,
-            )
-        else:
-            corpus = corpora.open_corpus(cfg.data, args.part, seed=cfg.run.seed)
+        corpus = asked_pairs(args, cfg)
         translator = Translator(graphdef, vocabs, search_config(args, cfg.search))
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)

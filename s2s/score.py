@@ -23,6 +23,7 @@ import numpy as np
 from s2s.batch import Batch
 from s2s.config import Config
 from s2s.data import corpora, encode, pipeline, plan
+from s2s.evaluate import add_pairs_flags, asked_pairs
 from s2s.infra import sharding
 from s2s.learn import step as step_lib
 from s2s.translate import links, open_text
@@ -92,12 +93,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         prog="python -m s2s.score", description="Log-probabilities and attention of given pairs."
     )
     parser.add_argument("--workdir", required=True, help="the model's work directory")
-    parser.add_argument(
-        "--part", choices=("train", "dev", "test"), default="test", help="of the run's own data"
-    )
-    parser.add_argument("--input", metavar="SPEC", help="other pairs: a prefix, .tsv, .jsonl or tfds:NAME")
-    parser.add_argument("--source", help="suffix, column or field of the source in --input")
-    parser.add_argument("--target", help="the same for the target")
+    add_pairs_flags(parser)
     parser.add_argument("--output", default="-", help="JSON lines, one a pair; - is standard output")
     parser.add_argument("--attention", action="store_true", help="with the attention matrix [target][source]")
     parser.add_argument("--alignments", metavar="F", help="Pharaoh-format alignments, one line a pair")
@@ -107,15 +103,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     try:
         cfg, vocabs, graphdef, params = Workdir(args.workdir).load()
-        if args.input:
-            corpus = corpora.open_pairs(
-                args.input,
-                source=args.source or cfg.data.source,
-                target=args.target or cfg.data.target,
-                cache=cfg.data.cache,
-            )
-        else:
-            corpus = corpora.open_corpus(cfg.data, args.part, seed=cfg.run.seed)
+        corpus = asked_pairs(args, cfg)
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2

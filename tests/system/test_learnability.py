@@ -1,0 +1,45 @@
+"""Every score and every cell learns to copy or to reverse letters it has not seen."""
+
+import json
+
+import pytest
+
+from s2s.nn.attention import SCORES
+from s2s.nn.cells import CELLS
+from tests.system.conftest import command
+
+# Plain RNNs learn the same, only slower.
+PLAIN = {"optim.learning_rate": 0.005, "run.steps": 1000, "run.eval_every": 1000, "model.hidden": 96}
+CASES = [
+    *(("reverse", {"model.attention": score}) for score in SCORES),
+    *(("copy", {"model.cell": cell}) for cell in CELLS),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("task", "changes"), CASES, ids=lambda value: str(value).replace("'", ""))
+def test_learns(tmp_path, cache, task, changes):
+    plain = PLAIN if changes.get("model.cell") in ("tanh", "relu") else {}
+    settings = {
+        "data.train": task,
+        "data.cache": cache,
+        "data.task_size": 10000,
+        "data.batch_tokens": 1024,
+        "data.max_shapes": 1,
+        "data.vocab.kind": "symbols",
+        "data.vocab.source_separator": " ",
+        "model.embedding": 32,
+        "model.hidden": 64,
+        "optim.learning_rate": 0.01,
+        "run.steps": 500,
+        "run.eval_every": 500,
+        **plain,
+        **changes,
+    }
+    overrides = [f"--config.{name}={value}" for name, value in settings.items()]
+    command(
+        "s2s.main", "--config", "experiments/luong_general.py", "--workdir", tmp_path / "work", *overrides
+    )
+    results = json.loads((tmp_path / "work" / "results.json").read_text())
+    test = next(row for row in results["scores"] if row["part"] == "test")
+    assert test["exact_match"] >= 98
