@@ -134,8 +134,7 @@ def attend(scores_S, length: int, memory_SM):
 
 def seq2seq(cfg, p: Parameters, source_S, source_length: int, target_T, bos: int):
     """Logits [T, V] and weights [T, S] of one sentence pair, ``cfg`` being a ModelConfig."""
-    # A table that is also the softmax is read multiplied by sqrt(E).
-    target_table = p["target_embedding"] * (1 if cfg.tie == "none" else cfg.embedding**0.5)
+    target_table = p["target_embedding"]
     source_table = target_table if cfg.tie == "all" else p["source_embedding"]
     memory_SM, states = encoder(cfg.cell, p["encoder"], source_table[source_S], source_length)
     summary_M = states[-1][0]
@@ -172,7 +171,7 @@ def seq2seq(cfg, p: Parameters, source_S, source_length: int, target_T, bos: int
             scores_V = s_tilde @ p["softmax_kernel"]
         else:
             out = s_tilde @ p["to_embedding"]["kernel"] if cfg.embedding != cfg.hidden else s_tilde
-            scores_V = p["target_embedding"] @ out
+            scores_V = target_table @ out
         logits.append(scores_V + p["softmax_bias"])
         align.append(align_S)
     return np.array(logits), np.array(align)

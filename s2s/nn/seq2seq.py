@@ -36,8 +36,7 @@ class Seq2Seq(nnx.Module):
     p(y_t | y_<t, x) = softmax(W_s s~_t + b_s) (eq. 6; the bias is ours)
 
     Tied, W_s is the target embedding (Press and Wolf 2017), and with "all" the source
-    embedding too; s~_t then passes a linear map to E features if E is not H, and a tied
-    table is multiplied by sqrt(E) where it is read (Vaswani et al. 2017, section 3.4).
+    embedding too; s~_t then passes a linear map to E features if E is not H.
 
     Word vectors begin with features of variance 1, where Luong et al. begin with +-0.1: read
     by gates of Glorot scale, vectors that small leave attention nothing to tell words by.
@@ -76,8 +75,8 @@ class Seq2Seq(nnx.Module):
                 initializers.normal(spread)(rngs.params(), (entries, cfg.embedding), param_dtype)
             )
 
-        self.target_scale = 1.0 if cfg.tie == "none" else cfg.embedding**0.5
-        self.target_embedding = table(target_vocab, 1 / self.target_scale)
+        # A table that is also the softmax begins at the softmax's scale.
+        self.target_embedding = table(target_vocab, 1.0 if cfg.tie == "none" else cfg.embedding**-0.5)
         if cfg.tie != "all":
             self.source_embedding = table(source_vocab, 1.0)
         self.encoder = Encoder(
@@ -106,10 +105,8 @@ class Seq2Seq(nnx.Module):
     def encode(self, batch: Batch, dropout: Dropout | None = None) -> Memory:
         """The memory of the batch's sources; the decoder needs nothing else of them."""
         dropout = dropout or OFF
-        if self.tie == "all":
-            x_BSE = self._embed_target(batch.source_BS, dropout.at(_SOURCE))
-        else:
-            x_BSE = self._embed(self.source_embedding, batch.source_BS, dropout.at(_SOURCE))
+        table_VE = self.target_embedding if self.tie == "all" else self.source_embedding
+        x_BSE = self._embed(table_VE, batch.source_BS, dropout.at(_SOURCE))
         memory = self.encoder(x_BSE, batch.source_mask_BS, dropout.at(_ENCODER))
         return memory._replace(keys=self.decoder.attention.prepare(memory.memory_BSM))
 
@@ -129,7 +126,7 @@ class Seq2Seq(nnx.Module):
         """
         dropout = dropout or OFF
         read_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
-        y_BTE = self._embed_target(read_BT, dropout.at(_TARGET))
+        y_BTE = self._embed(self.target_embedding, read_BT, dropout.at(_TARGET))
         attentional_BTH, align_BTS = self.decoder.run(memory, y_BTE, dropout.at(_DECODER))
         attentional_BTH = drop(attentional_BTH, dropout.attentional, dropout.at(_SOFTMAX).key)
         return self._logits(attentional_BTH), align_BTS
@@ -147,16 +144,13 @@ class Seq2Seq(nnx.Module):
           The next state; log_probs_BKV of the next token in nats; align_BKS. The memory
           is read by all beams of a sentence and never repeated.
         """
-        y_BKE = self._embed_target(token_BK, OFF)
+        y_BKE = self._embed(self.target_embedding, token_BK, OFF)
         state, attentional_BKH, align_BKS = self.decoder.step(memory, state, y_BKE)
         return state, jax.nn.log_softmax(self._logits(attentional_BKH), axis=-1), align_BKS
 
     def _embed(self, table_VE: nnx.Param, token: jax.Array, dropout: Dropout) -> jax.Array:
         embedded = jnp.take(table_VE[...], token, axis=0).astype(self.dtype)
         return drop(embedded, dropout.embedding, dropout.key)
-
-    def _embed_target(self, token: jax.Array, dropout: Dropout) -> jax.Array:
-        return self._embed(self.target_embedding, token, dropout) * self.target_scale
 
     def _logits(self, attentional: jax.Array) -> jax.Array:
         """[..., H] -> [..., V], in float32 at least."""
