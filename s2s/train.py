@@ -196,7 +196,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
             where = (
                 f"the last good checkpoint is {work.checkpoints / str(good[-1])}"
                 if good
-                else ("there is no checkpoint before it")
+                else "there is no checkpoint before it"
             )
             raise Diverged(
                 f"the loss is not finite somewhere in steps {first} to {last}; {where}. A smaller "
@@ -215,7 +215,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
                 "grad_norm": float(np.mean([metrics.grad_norm for metrics in host])),
                 "learning_rate": float(host[-1].learning_rate),
                 "tokens_per_second": tokens / max(now - window_clock, 1e-9),
-                "epoch": progress.epoch + progress.index / steps_per_epoch,
+                "epoch": last / steps_per_epoch,
             },
             group="train",
         )
