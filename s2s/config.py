@@ -88,6 +88,9 @@ class DataConfig:
       max_target_length: longest target kept in training, in ids with EOS.
       batch_tokens: target tokens in a batch, padding included, over all devices.
       max_shapes: most batch shapes, so most compilations of a step.
+      rows_multiple: rows of a batch are a multiple of this and of devices times pieces
+        (``optim.accumulate``); numbers of devices that divide it all see the same batches, so a run
+        gives the same numbers on them and may go on with another one.
       prefetch: batches made ahead of need.
     """
 
@@ -103,6 +106,7 @@ class DataConfig:
     max_target_length: int = 100
     batch_tokens: int = 2048
     max_shapes: int = 8
+    rows_multiple: int = 8
     prefetch: int = 16
 
 
@@ -374,7 +378,7 @@ def validate(cfg: Config) -> None:
 
     at_least("data.vocab.size", data.vocab.size, 8)
     at_least("data.vocab.target_size", data.vocab.target_size, 8)
-    for name in ("task_size", "batch_tokens", "max_shapes", "prefetch"):
+    for name in ("task_size", "batch_tokens", "max_shapes", "rows_multiple", "prefetch"):
         at_least(f"data.{name}", getattr(data, name), 1)
     for name in ("max_source_length", "max_target_length"):
         at_least(f"data.{name}", getattr(data, name), 2)

@@ -137,7 +137,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         encoded.target_lengths,
         batch_tokens=cfg.data.batch_tokens,
         max_shapes=cfg.data.max_shapes,
-        rows_multiple=sharding.rows_multiple(mesh) * cfg.optim.accumulate,
+        rows_multiple=math.lcm(cfg.data.rows_multiple, sharding.rows_multiple(mesh) * cfg.optim.accumulate),
         seed=cfg.run.seed,
     )
     steps_per_epoch = layout.batches_per_epoch
