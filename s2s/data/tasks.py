@@ -167,6 +167,8 @@ _DEEDS = (
     ("gekauft", "bought", "buy"), ("verkauft", "sold", "sell"), ("gezählt", "counted", "count"),
     ("gefunden", "found", "find"), ("verloren", "lost", "lose"), ("bestellt", "ordered", "order"),
 )  # fmt: skip
+# Minutes of times as they are said; each has a way of its own to count towards an hour or from it.
+ROUND_MINUTES = (0, 10, 15, 30, 45, 50)
 # The hour in which each part of the day is over.
 _PARTS_OF_DAY = (
     (4, "nachts"), (10, "morgens"), (12, "vormittags"), (14, "mittags"), (18, "nachmittags"), (24, "abends"),
@@ -210,19 +212,17 @@ def _day_in_words(day: datetime.date, ending: str) -> str:
 
 
 def _clock(dice: _Dice) -> tuple[str, int, int]:
-    """A time as people say it, to five minutes, with its hour (24 a day) and minute."""
-    hour, minute = dice.between(0, 23), 5 * dice.between(0, 11)
+    """A round time as people say it, with its hour (24 a day) and minute."""
+    hour, minute = dice.between(0, 23), dice.pick(ROUND_MINUTES)
     this, following = (_german((hour + later - 1) % 12 + 1) for later in (0, 1))
     said = {
         0: f"{'ein' if this == 'eins' else this} Uhr",
+        10: f"zehn nach {this}",
         15: f"Viertel nach {this}",
-        25: f"fünf vor halb {following}",
         30: f"halb {following}",
-        35: f"fünf nach halb {following}",
         45: f"Viertel vor {following}",
-    }.get(minute)
-    if said is None:
-        said = f"{_german(minute)} nach {this}" if minute < 30 else f"{_german(60 - minute)} vor {following}"
+        50: f"zehn vor {following}",
+    }[minute]
     part_of_day = next(name for end, name in _PARTS_OF_DAY if hour < end)
     return f"{said} {part_of_day}", hour, minute
 

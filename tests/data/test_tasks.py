@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import itertools
-import time
 from collections import Counter
 
 import pytest
@@ -88,12 +87,6 @@ def test_every_dates_pattern_has_far_more_sources_than_a_training_part_takes():
         assert 2000 - len(repeats) < 200, pattern.__name__
 
 
-def test_twenty_thousand_dates_take_seconds():
-    start = time.perf_counter()
-    assert len(list(TASKS["dates"]("train", 20000, 5))) == 20000
-    assert time.perf_counter() - start < 20  # 1 s on an idle core
-
-
 @pytest.mark.parametrize(
     ("hour", "minute", "said"),
     [
@@ -104,8 +97,7 @@ def test_twenty_thousand_dates_take_seconds():
         (13, 0, "ein Uhr mittags"),
         (12, 45, "Viertel vor eins mittags"),
         (23, 50, "zehn vor zwölf abends"),
-        (11, 35, "fünf nach halb zwölf vormittags"),
-        (16, 25, "fünf vor halb fünf nachmittags"),
+        (11, 10, "zehn nach elf vormittags"),
         (3, 15, "Viertel nach drei nachts"),
         (20, 10, "zehn nach acht abends"),
     ],
@@ -113,7 +105,7 @@ def test_twenty_thousand_dates_take_seconds():
 def test_times_are_said_as_people_say_them(hour, minute, said):
     class Fixed(tasks._Dice):
         def __init__(self):
-            self.values = [hour, minute // 5]
+            self.values = [hour, tasks.ROUND_MINUTES.index(minute)]
 
         def between(self, low, high):
             return self.values.pop(0)
@@ -130,14 +122,15 @@ def test_twelve_hours_a_half_day(hour, text):
 
 def test_all_times_of_a_day_are_said_differently():
     class Fixed(tasks._Dice):
-        def __init__(self, hour, fives):
-            self.values = [hour, fives]
+        def __init__(self, hour, place):
+            self.values = [hour, place]
 
         def between(self, low, high):
             return self.values.pop(0)
 
-    said = {tasks._clock(Fixed(hour, fives))[0] for hour in range(24) for fives in range(12)}
-    assert len(said) == 24 * 12
+    places = range(len(tasks.ROUND_MINUTES))
+    said = {tasks._clock(Fixed(hour, place))[0] for hour in range(24) for place in places}
+    assert len(said) == 24 * len(places)
 
 
 def test_reverse_reverses_and_copy_copies():
