@@ -17,7 +17,7 @@ def get_config() -> config_dict.ConfigDict:
     config = config_lib.default()
     config.name = "luong_general"
     config.data.train = "dates"
-    config.data.task_size = 45000
+    config.data.task_size = 40000
     config.data.vocab.size = 400
     config.data.batch_tokens = 1024
     config.data.max_shapes = 3
