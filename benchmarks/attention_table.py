@@ -35,6 +35,7 @@ def main() -> int:
     parser.add_argument(
         "--attentions", nargs="+", default=list(config_lib.ATTENTIONS), choices=config_lib.ATTENTIONS
     )
+    parser.add_argument("--feedings", nargs="+", default=["no", "yes"], choices=["no", "yes"])
     parser.add_argument("--metrics", nargs="+", default=["word_error_rate", "symbol_error_rate"])
     parser.add_argument("overrides", nargs="*", help="after --: overrides for every cell")
     parser.add_argument(
@@ -44,7 +45,7 @@ def main() -> int:
     cells = [
         (attention, feeding, seed)
         for attention in args.attentions
-        for feeding in (False, True)
+        for feeding in [{"no": False, "yes": True}[answer] for answer in args.feedings]
         for seed in args.seeds
     ]
     cores: queue.Queue[int | None] = queue.Queue()

@@ -69,8 +69,11 @@ def _parse(argv: list[str]) -> list[str]:
     try:
         return app.parse_flags_with_usage(argv)
     except (AttributeError, KeyError) as error:
-        # ml_collections says what was meant: 'hiden'. Did you mean "hidden" instead of "hiden"?
-        told = " ".join(str(error.args[0]).split())
+        # ml_collections wraps one error in another; the inner one's text says what was meant.
+        told = error.args[0]
+        while isinstance(told, BaseException):
+            told = told.args[0]
+        told = " ".join(str(told).split())
         print(f"s2s: a --config override names no field: {told}", file=sys.stderr)
         sys.exit(2)
 

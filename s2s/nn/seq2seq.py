@@ -40,7 +40,7 @@ class Seq2Seq(nnx.Module):
 
     Word vectors begin with features of variance 1, where Luong et al. begin with +-0.1: read
     by gates of Glorot scale, vectors that small leave attention nothing to tell words by.
-    On the dates task 300 updates reach 62 % exact match instead of none.
+    After 600 updates of experiments/luong_general.py, 95 % of dev match exactly instead of 16 %.
     """
 
     def __init__(

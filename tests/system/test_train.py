@@ -253,7 +253,7 @@ def test_two_processes_give_the_numbers_of_one_with_two_devices(tmp_path, cache,
 @pytest.mark.parametrize(
     ("arguments", "told"),
     [
-        (["--config.model.hiden=3"], "hiden"),
+        (["--config.model.hiden=3"], """'hiden' Did you mean "hidden" instead of "hiden"?"""),
         (["--config.model.attention=genral"], "did you mean 'general'"),
         (["--config.model.attention=dot", "--config.model.encoder_hidden=10"], "use 'general'"),
         (["--config.data.train=no/such"], "no/such"),
