@@ -5,6 +5,7 @@ VENV ?= .venv
 CONFIG ?= experiments/luong_general.py
 WORKDIR ?=
 ARGS ?=
+DATA ?=
 # The tested versions; empty for the newest ones that pyproject.toml allows.
 CONSTRAINTS ?= constraints.txt
 # Each test process holds its own compiled programs, about 1 GB: more than 8 gain nothing.
@@ -14,22 +15,27 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; n = os.cpu_count() or 1; \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test lint format pins clean
+.PHONY: help train test bench lint format pins clean
 
 help:
 	@echo 'make train   train $(CONFIG) (CONFIG=FILE for another, WORKDIR=FOLDER to keep it elsewhere,'
 	@echo '             ARGS="--config.run.epochs=2" to override fields)'
 	@echo 'make test    run every test (ARGS="-k attention" for some of them, WORKERS=1 in one process)'
+	@echo 'make bench   time s2s beside PyTorch, yoyodyne and JoeyNMT, half an hour (DATA=FOLDER with multi30k'
+	@echo '             and sigmorphon2020_g2p, else made data; ARGS="--quick", ARGS="--only pytorch")'
 	@echo 'make lint    check style, types and the arrows between modules'
 	@echo 'make format  format the code'
 	@echo 'make pins    write $(CONSTRAINTS) anew, from the newest versions'
-	@echo 'make clean   remove $(VENV) and caches, but no trained model'
+	@echo 'make clean   remove $(VENV), the environments of make bench and caches, but no trained model'
 
 train: $(INSTALLED)
 	$(BIN)/python -m s2s.main --config $(CONFIG) $(if $(WORKDIR),--workdir $(WORKDIR)) $(ARGS)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+bench: $(INSTALLED)
+	$(BIN)/python -m benchmarks.compare $(if $(DATA),--data $(DATA)) $(ARGS)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
@@ -49,7 +55,7 @@ pins:
 	rm -rf .venv-pins
 
 clean:
-	rm -rf $(VENV) .venv-pins .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
+	rm -rf $(VENV) .venv-pins .bench .pytest_cache .ruff_cache .mypy_cache .hypothesis *.egg-info
 	find s2s tests experiments benchmarks -name __pycache__ -prune -exec rm -rf {} +
 
 $(INSTALLED): pyproject.toml $(CONSTRAINTS)

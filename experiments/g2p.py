@@ -25,7 +25,6 @@ def get_config() -> config_dict.ConfigDict:
     config.data.vocab.source_separator = ""
     config.data.vocab.target_separator = " "
     config.data.batch_tokens = 1024
-    config.data.max_shapes = 2
     config.model.embedding = 128
     config.model.hidden = 512
     config.model.attention = "general"

@@ -24,7 +24,6 @@ def get_config() -> config_dict.ConfigDict:
     config.data.vocab.size = 6000
     config.data.vocab.shared = True
     config.data.batch_tokens = 1200
-    config.data.max_shapes = 10
     config.data.rows_multiple = 1  # the claim is for one CPU: nothing to share rows out over
     config.model.embedding = 256
     config.model.hidden = 512

@@ -25,6 +25,7 @@ ATTENTIONS = ("none", "fixed", "dot", "general", "concat")
 WINDOWS = ("global",)
 TIES = ("none", "target", "all")
 DTYPES = ("float32", "bfloat16")
+RECURRENCES = ("scan", "cudnn")
 VOCABULARIES = ("unigram", "bpe", "char", "word", "symbols")
 OPTIMIZERS = ("sgd", "adam", "adamw", "adadelta")
 SCHEDULES = ("constant", "luong", "cosine", "linear", "inverse_sqrt", "exponential")
@@ -82,12 +83,14 @@ class DataConfig:
       target: the same for the target; several by commas are several references
         (the first trains).
       task_size: training pairs a generated task makes.
-      cache: folder of prepared corpora; None: s2s in the user's cache folder.
+      cache: folder of everything prepared (corpora, vocabularies, compiled programs); None: s2s in
+        the user's cache folder.
       vocab: how text becomes ids.
       max_source_length: longest source kept in training, in ids with EOS.
       max_target_length: longest target kept in training, in ids with EOS.
       batch_tokens: target tokens in a batch, padding included, over all devices.
-      max_shapes: most batch shapes, so most compilations of a step.
+      max_shapes: most batch shapes, so most compilations of a step; as many are used as
+        pay for their compilation in a run of some ten epochs.
       rows_multiple: rows of a batch are a multiple of this and of devices times pieces
         (``optim.accumulate``); numbers of devices that divide it all see the same batches, so a run
         gives the same numbers on them and may go on with another one.
@@ -133,6 +136,8 @@ class ModelConfig:
       layer_dropout: its own rate between layers; None: ``dropout``.
       attentional_dropout: its own rate for the attentional vector; None: ``dropout``.
       dtype: "float32" or "bfloat16" compute; parameters stay float32.
+      recurrence: "scan", our loop over time; or "cudnn" where the loop is the cell's alone (the encoder,
+        and a decoder without input feeding or fixed context): LSTM, float32, trained on an NVIDIA GPU.
     """
 
     embedding: int = 128
@@ -152,6 +157,7 @@ class ModelConfig:
     layer_dropout: float | None = None
     attentional_dropout: float | None = None
     dtype: str = "float32"
+    recurrence: str = "scan"
 
     @property
     def encoder_units(self) -> int:
@@ -371,6 +377,7 @@ def validate(cfg: Config) -> None:
     choice("model.window", model.window, WINDOWS)
     choice("model.tie", model.tie, TIES)
     choice("model.dtype", model.dtype, DTYPES)
+    choice("model.recurrence", model.recurrence, RECURRENCES)
     choice("optim.name", optim.name, OPTIMIZERS)
     choice("optim.schedule", optim.schedule, SCHEDULES)
     choice("run.metric", run.metric, METRICS)
@@ -438,6 +445,11 @@ def validate(cfg: Config) -> None:
         problems.append(
             "config.model.bridge='zero' with config.model.attention='none' tells the decoder nothing of "
             "the source: use bridge 'copy' or 'dense', or an attention"
+        )
+    if model.recurrence == "cudnn" and (model.cell, model.dtype) != ("lstm", "float32"):
+        problems.append(
+            f"config.model.recurrence='cudnn' knows the LSTM in float32 alone, not config.model.cell="
+            f"{model.cell!r} in config.model.dtype={model.dtype!r}: change these, or use 'scan'"
         )
     if model.tie == "all" and not data.vocab.shared:
         problems.append("config.model.tie='all' needs one vocabulary: set config.data.vocab.shared=True")

@@ -21,7 +21,7 @@ import numpy as np
 from s2s.config import METRICS, Config
 from s2s.data import corpora, encode, pipeline, plan
 from s2s.data.vocab import Vocabularies
-from s2s.infra import report, sharding
+from s2s.infra import compilation, report, sharding
 from s2s.learn import metrics as metrics_lib
 from s2s.learn import step as step_lib
 from s2s.translate import Translation, Translator, add_search_flags, describe, search_config
@@ -199,6 +199,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
+    compilation.keep_programs(corpora.cache_folder(cfg.data.cache))
     params = sharding.replicate(params, translator.mesh)
     encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
     scores = Likelihood(graphdef, encoded, cfg, translator.mesh)(params)

@@ -11,11 +11,15 @@ from __future__ import annotations
 
 import os
 import sys
+import time
 
 from absl import app, flags, logging
 from ml_collections import config_flags
 
 from s2s import config as config_lib
+
+# Before everything that takes long to import.
+_BEGAN = time.monotonic()
 
 _CONFIG = config_flags.DEFINE_config_file(
     "config", None, "A file with get_config(), such as experiments/luong_general.py.", lock_config=True
@@ -51,11 +55,13 @@ def main(argv: list[str]) -> None:
 
     try:
         sharding.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
-        train.run(cfg, workdir)
+        train.run(cfg, workdir, began=_BEGAN)
     except train.Interrupted as stop:
         print(f"s2s: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal)
-    except (CorpusError, VocabularyError, CheckpointError, WorkdirError, train.Diverged) as error:
+    except (
+        config_lib.ConfigError, CorpusError, VocabularyError, CheckpointError, WorkdirError, train.Diverged
+    ) as error:  # fmt: skip
         _refuse(error)
 
 
@@ -78,5 +84,18 @@ def _parse(argv: list[str]) -> list[str]:
         sys.exit(2)
 
 
+def _with_large_pages() -> None:
+    """Starts this process again with its memory in pages of 2 MB, where glibc can.
+
+    The arrays of a step come from fresh memory each time. With pages of 4 kB the kernel maps tens of
+    thousands of them a step, and addresses are looked up slowly: a step of two layers of 512 units took 8 %
+    longer on 2 CPU cores. glibc reads the setting once, when a process starts.
+    """
+    if sys.platform == "linux" and "GLIBC_TUNABLES" not in os.environ:
+        os.environ["GLIBC_TUNABLES"] = "glibc.malloc.hugetlb=1"
+        os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
+
+
 if __name__ == "__main__":
+    _with_large_pages()
     app.run(main, flags_parser=_parse)

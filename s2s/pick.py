@@ -16,8 +16,10 @@ from jax import lax
 from s2s.batch import BOS, EOS, PAD
 
 # Measured on 4 CPU cores, best 5 of 5 * 32,000, 64 sentences: 1 ms in chunks of 32 to 256 tokens,
-# 12 ms by lax.top_k. Masking or padding the whole vocabulary first would cost as much again.
+# 12 ms by lax.top_k. Masking or padding the whole vocabulary first would cost as much again, and so
+# would cutting it where chunks leave a rest: hence a size that leaves none, where there is one.
 _CHUNK = 64
+_CHUNKS = sorted(range(_CHUNK // 2, 2 * _CHUNK + 1), key=lambda size: abs(size - _CHUNK))
 
 
 def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
@@ -25,15 +27,26 @@ def take_rows(x: jax.Array, index: jax.Array) -> jax.Array:
     return jax.vmap(lambda row, at: row[at])(x, index)
 
 
+def _chunk_of(V: int) -> int:
+    """Entries in a chunk of V."""
+    return next((size for size in _CHUNKS if V % size == 0), _CHUNK)
+
+
 def _chunk_reduce(x: jax.Array, reduce: Callable[..., jax.Array]) -> jax.Array:
     """Reduces the last axis in chunks of consecutive entries, a shorter one last."""
-    whole = x.shape[-1] // _CHUNK * _CHUNK
+    chunk = _chunk_of(x.shape[-1])
+    whole = x.shape[-1] // chunk * chunk
     parts = []
     if whole:
-        parts.append(reduce(x[..., :whole].reshape(*x.shape[:-1], -1, _CHUNK), axis=-1))
+        parts.append(reduce(x[..., :whole].reshape(*x.shape[:-1], -1, chunk), axis=-1))
     if whole < x.shape[-1]:
         parts.append(reduce(x[..., whole:], axis=-1)[..., None])
     return jnp.concatenate(parts, axis=-1)
+
+
+def _chunk_maxima(x: jax.Array) -> jax.Array:
+    # Without the barrier XLA takes the maximum of maxima as one of all entries, a second pass.
+    return lax.optimization_barrier(_chunk_reduce(x, jnp.max))
 
 
 def best_tokens(
@@ -55,21 +68,33 @@ def best_tokens(
         forbidden = (v == PAD) | (v == BOS) | ((v == EOS) & ~may_end)
         return jnp.where(forbidden, -jnp.inf, values)
 
-    best_BJC = _chunk_reduce(log_probs, jnp.max)
-    head = jnp.arange(min(_CHUNK, V))[None, None]
-    first_BJ = jnp.max(allowed(log_probs[:, :, :_CHUNK], head, may_end[..., None]), axis=-1)
+    size = _chunk_of(V)
+    best_BJC = _chunk_maxima(log_probs)
+    head = jnp.arange(min(size, V))[None, None]
+    first_BJ = jnp.max(allowed(log_probs[:, :, :size], head, may_end[..., None]), axis=-1)
     best_BJC = base[..., None] + best_BJC.at[:, :, 0].set(first_BJ)
     C = best_BJC.shape[-1]
     _, chunk = lax.top_k(best_BJC.reshape(B, J * C), min(k, J * C))
     chunk = jnp.sort(chunk, axis=-1)[..., None]
-    j = jnp.broadcast_to(chunk // C, (*chunk.shape[:2], _CHUNK)).reshape(B, -1)
-    v = (chunk % C * _CHUNK + jnp.arange(_CHUNK)[None, None]).reshape(B, -1)
+    j = jnp.broadcast_to(chunk // C, (*chunk.shape[:2], size)).reshape(B, -1)
+    v = (chunk % C * size + jnp.arange(size)[None, None]).reshape(B, -1)
     inside = v < V
     v = jnp.minimum(v, V - 1)
     values = jax.vmap(lambda x, j, v: x[j, v])(log_probs, j, v)
     values = take_rows(base, j) + allowed(values, v, take_rows(may_end, j))
     values, place = lax.top_k(jnp.where(inside, values, -jnp.inf), min(k, values.shape[-1]))
     return values, take_rows(j, place), take_rows(v, place)
+
+
+def log_total(logits: jax.Array) -> jax.Array:
+    """log sum exp over the last axis; 0 where nothing is possible, so that logits - total stay -inf.
+
+    It begins with the maxima over chunks, as `best_tokens` does: compiled together, they are taken once.
+    """
+    highest = jnp.max(_chunk_maxima(logits), axis=-1, keepdims=True)
+    highest = jnp.where(highest > -jnp.inf, highest, 0.0)
+    total = jnp.sum(jnp.exp(logits - highest), axis=-1)
+    return jnp.where(total > 0, jnp.log(total), 0.0) + highest[..., 0]
 
 
 def softmax(logits: jax.Array) -> jax.Array:
@@ -108,9 +133,9 @@ def nucleus(probs: jax.Array, top_p: float | jax.Array) -> jax.Array:
 
 def draw(weights: jax.Array, uniform: jax.Array) -> jax.Array:
     """The entry of the last axis that ``uniform`` in [0, 1) falls on: first the chunk, then the entry."""
-    mass = _chunk_reduce(weights, jnp.sum)
+    mass, size = _chunk_reduce(weights, jnp.sum), _chunk_of(weights.shape[-1])
     chunk, left = _fall(mass, uniform * jnp.sum(mass, axis=-1))
-    at = chunk[..., None] * _CHUNK + jnp.arange(_CHUNK)[(None,) * uniform.ndim]
+    at = chunk[..., None] * size + jnp.arange(size)[(None,) * uniform.ndim]
     # Repeating the last entry is harmless: it is the answer wherever a repetition would be.
     at = jnp.minimum(at, weights.shape[-1] - 1)
     part = jnp.take_along_axis(weights, at, axis=-1)

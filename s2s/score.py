@@ -17,15 +17,15 @@ from collections.abc import Iterator, Sequence
 from typing import Any, NamedTuple
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 
 from s2s.batch import Batch
 from s2s.config import Config
 from s2s.data import corpora, encode, pipeline, plan
 from s2s.evaluate import add_pairs_flags, asked_pairs
-from s2s.infra import sharding
+from s2s.infra import compilation, sharding
 from s2s.learn import step as step_lib
+from s2s.learn.loss import token_log_probs
 from s2s.translate import links, open_text
 
 
@@ -52,10 +52,9 @@ def forced(graphdef: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Arr
     Returns:
       token_log_prob_BT in nats, 0 on pads; align_BTS.
     """
-    logits_BTV, align_BTS = step_lib.merge(graphdef, params)(batch)
-    log_prob_BTV = jax.nn.log_softmax(logits_BTV.astype(jnp.float32), axis=-1)
-    token_BT = jnp.take_along_axis(log_prob_BTV, batch.target_BT[..., None], axis=-1)[..., 0]
-    return jnp.where(batch.target_mask_BT, token_BT, 0.0), align_BTS
+    model = step_lib.merge(graphdef, params)
+    output_BTH, align_BTS = model(batch)
+    return token_log_probs(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT), align_BTS
 
 
 def score_corpus(
@@ -71,7 +70,7 @@ def score_corpus(
         seed=0,
         shuffle=False,
     )
-    compiled = sharding.jit_eval_step(functools.partial(forced, graphdef), mesh)
+    compiled = sharding.jit_rows_step(functools.partial(forced, graphdef), mesh)
     for batch in pipeline.batches(encoded, layout, epoch=0):
         token_BT, align_BTS = sharding.to_host(compiled(params, sharding.to_global(batch, mesh)))
         for row, index in enumerate(batch.index_B.tolist()):
@@ -107,6 +106,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
+    compilation.keep_programs(corpora.cache_folder(cfg.data.cache))
     mesh = sharding.local_mesh()
     encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
     scores: list[Score | None] = [None] * len(corpus)

@@ -1,16 +1,19 @@
 """Search: which target sequence a model's next-token distributions lead to.
 
 Decides how hypotheses grow, end, compete and are ranked: greedy, beam, sampling. Must
-not know the model: it sees a state, a pytree whose leaves begin with the axes [B, K],
-and ``advance(state, token_BK) -> (state, log_probs_BKV, align_BKS)``. Every function is
-pure and meant to be jitted as a whole by its caller.
+not know the model: it sees what the model remembers of the sentences (``context``, a pytree
+whose leaves begin with B), its state (leaves begin with [B, K]) and ``advance(context, state,
+token_NK) -> (state, logits_NKV, total_NK, align_NKS)`` for any N of the sentences, with
+log p = logits - total: so log-probabilities of a whole vocabulary need not exist. Every
+function is pure and meant to be jitted as a whole by its caller.
 
 Rules that all three share. The first input is BOS. PAD and BOS are never produced. EOS is
 forbidden before ``min_length`` other tokens. At ``limit_B`` tokens, EOS included, EOS is
 forced at its own log-probability; the limit wins over ``min_length``. So every hypothesis
 ends in EOS. Rows with limit 0 or without a real source position are done at once: length
 0, score 0. A token of log-probability -inf is impossible, and a hypothesis that does not
-exist has length 0 and score -inf. A row's result does not depend on the other rows.
+exist has length 0 and score -inf. A row's result depends neither on the other rows nor on
+``places``, how many sentences are searched at a time (`s2s.places`).
 """
 
 from __future__ import annotations
@@ -22,45 +25,52 @@ import jax.numpy as jnp
 from jax import lax
 
 from s2s.batch import BOS, EOS, PAD
-from s2s.hypotheses import History, Hypotheses, Slots, State, begin, record, trace_back
+from s2s.hypotheses import Hypotheses, Slots, State, Step, trace_back
 from s2s.pick import best_tokens, draw, nucleus, softmax, take_rows
+from s2s.places import Context, Task, Work, make_task, search_all
 from s2s.shapes import check_shapes
 
-Advance = Callable[[State, jax.Array], tuple[State, jax.Array, jax.Array]]
+Advance = Callable[[Context, State, jax.Array], tuple[State, jax.Array, jax.Array, jax.Array]]
 
 
 def greedy(
     advance: Advance,
+    context: Context,
     state: State,
     *,
     max_length: int,
     source_mask_BS: jax.Array,
     limit_B: jax.Array | None = None,
     min_length: int | jax.Array = 0,
+    places: int | None = None,
 ) -> Hypotheses:
     """Takes the likeliest token at every step, the lowest id among equals.
 
     Args:
       advance: the model's next step, for K = 1.
+      context: what it reads of the sentences; leaves [B, ...].
       state: its first state; leaves [B, 1, ...].
       max_length: target tokens T there is room for, EOS included.
       source_mask_BS: True on real source positions.
       limit_B: target tokens at most, EOS included; None: ``max_length``.
       min_length: target tokens at least, EOS not counted.
+      places: static; sentences searched at a time, in the order of their rows; None: all.
 
     Returns:
       One hypothesis a sentence, its score its log-probability.
     """
 
-    def choose(log_probs_BKV: jax.Array, may_end_BK: jax.Array, t: jax.Array) -> jax.Array:
-        base_BK = jnp.zeros(may_end_BK.shape)[..., None]
-        return best_tokens(log_probs_BKV[:, :, None], base_BK, may_end_BK[..., None], 1)[2][..., 0]
+    def choose(work: Work, logits_NKV: jax.Array, may_end_NK: jax.Array) -> jax.Array:
+        base_NK = jnp.zeros(may_end_NK.shape)[..., None]
+        return best_tokens(logits_NKV[:, :, None], base_NK, may_end_NK[..., None], 1)[2][..., 0]
 
-    return _roll(advance, state, choose, 1, max_length, source_mask_BS, limit_B, min_length)
+    task = make_task(context, state, max_length=max_length, source_mask_BS=source_mask_BS, limit_B=limit_B)
+    return _roll(advance, task, choose, 1, max_length, min_length, places)
 
 
 def sample(
     advance: Advance,
+    context: Context,
     state: State,
     *,
     samples: int,
@@ -73,6 +83,7 @@ def sample(
     temperature: float | jax.Array = 1.0,
     top_k: int = 0,
     top_p: float | jax.Array = 1.0,
+    places: int | None = None,
 ) -> Hypotheses:
     """Draws independent samples from the model's distribution, tempered, then truncated.
 
@@ -82,7 +93,8 @@ def sample(
 
     Args:
       advance: the model's next step, for K = ``samples``.
-      state: its first state; leaves [B, samples, ...].
+      context: what it reads of the sentences; leaves [B, ...].
+      state: its first state, the same for all samples; leaves [B, 1, ...].
       samples: hypotheses a sentence, K.
       max_length: target tokens T there is room for, EOS included.
       source_mask_BS: True on real source positions.
@@ -94,30 +106,40 @@ def sample(
       temperature: above 0; may be traced.
       top_k: static; 0: all tokens.
       top_p: above 0; 1: all tokens; may be traced.
+      places: static; sentences searched at a time, in the order of their rows; None: all.
 
     Returns:
       Samples in the order of their drawing, not sorted. Log-probabilities, and the score, are the
       model's own: of temperature 1 and not truncated.
     """
 
-    def choose(log_probs_BKV: jax.Array, may_end_BK: jax.Array, t: jax.Array) -> jax.Array:
-        logits_BKV = log_probs_BKV / temperature
-        uniform_BK = _uniform(key, index_B, samples, t)
+    def choose(work: Work, logits_NKV: jax.Array, may_end_NK: jax.Array) -> jax.Array:
+        logits_NKV = logits_NKV / temperature
+        uniform_NK = _uniform(key, work.task.index_B, samples, work.t_N)
         if top_k > 0:
-            base_BK = jnp.zeros(may_end_BK.shape)[..., None]
-            k = min(top_k, log_probs_BKV.shape[-1])
-            best, _, token = best_tokens(logits_BKV[:, :, None], base_BK, may_end_BK[..., None], k)
+            base_NK = jnp.zeros(may_end_NK.shape)[..., None]
+            k = min(top_k, logits_NKV.shape[-1])
+            best, _, token = best_tokens(logits_NKV[:, :, None], base_NK, may_end_NK[..., None], k)
             kept = nucleus(softmax(best), top_p)
-            return jnp.take_along_axis(token, draw(kept, uniform_BK)[..., None], 2)[..., 0]
-        special = jnp.arange(logits_BKV.shape[-1])[None, None]
-        forbidden = (special == PAD) | (special == BOS) | ((special == EOS) & ~may_end_BK[..., None])
-        return draw(nucleus(softmax(jnp.where(forbidden, -jnp.inf, logits_BKV)), top_p), uniform_BK)
+            return jnp.take_along_axis(token, draw(kept, uniform_NK)[..., None], 2)[..., 0]
+        special = jnp.arange(logits_NKV.shape[-1])[None, None]
+        forbidden = (special == PAD) | (special == BOS) | ((special == EOS) & ~may_end_NK[..., None])
+        return draw(nucleus(softmax(jnp.where(forbidden, -jnp.inf, logits_NKV)), top_p), uniform_NK)
 
-    return _roll(advance, state, choose, samples, max_length, source_mask_BS, limit_B, min_length)
+    task = make_task(
+        context,
+        state,
+        max_length=max_length,
+        source_mask_BS=source_mask_BS,
+        limit_B=limit_B,
+        index_B=index_B,
+    )
+    return _roll(advance, task, choose, samples, max_length, min_length, places)
 
 
 def beam(
     advance: Advance,
+    context: Context,
     state: State,
     *,
     beam: int,
@@ -128,6 +150,7 @@ def beam(
     length_penalty: float | jax.Array = 0.0,
     coverage_penalty: float | jax.Array = 0.0,
     n_best: int | None = None,
+    places: int | None = None,
 ) -> Hypotheses:
     """Keeps the K likeliest hypotheses of every length; those that end keep their slots.
 
@@ -141,8 +164,9 @@ def beam(
     survives by length; they rank what is finished, by `gnmt_score`.
 
     Args:
-      advance: the model's next step.
-      state: its first state; leaves [B, beam, ...], the slots alike.
+      advance: the model's next step, for K = ``beam``.
+      context: what it reads of the sentences; leaves [B, ...].
+      state: its first state, that of the empty hypothesis; leaves [B, 1, ...].
       beam: slots a sentence, K.
       max_length: target tokens T there is room for, EOS included.
       source_mask_BS: True on real source positions.
@@ -152,6 +176,7 @@ def beam(
       coverage_penalty: beta of `gnmt_score`, at least 0; may be traced.
       n_best: hypotheses to return; None: all K. With fewer, a sentence is done as soon as no live
         hypothesis can beat its n-th best: what is returned stays the same.
+      places: static; sentences searched at a time, in the order of their rows; None: all.
 
     Returns:
       The ``n_best`` best hypotheses of each sentence, all different, best first; among equal scores
@@ -161,68 +186,65 @@ def beam(
     n_best = K if n_best is None else n_best
     if not 1 <= n_best <= K:
         raise ValueError(f"n_best={n_best} must be at least 1 and at most beam={K}")
-    limit_B, slots, history = begin(state, K, max_length, source_mask_BS, limit_B)
-    # All slots begin alike: one of them expands, or each hypothesis would appear K times.
-    slots = slots._replace(
-        log_prob_BK=jnp.where((jnp.arange(K) == 0)[None] | slots.finished_BK, 0.0, -jnp.inf)
-    )
+    task = make_task(context, state, max_length=max_length, source_mask_BS=source_mask_BS, limit_B=limit_B)
 
-    def step(carry: tuple[jax.Array, Slots, History]) -> tuple[jax.Array, Slots, History]:
-        t, old, history = carry
-        state, log_probs_BKV, align_BKS = advance(old.state, old.token_BK)
-        log_probs_BKV, align_BKS = log_probs_BKV.astype(jnp.float32), align_BKS.astype(jnp.float32)
-        live_BK = old.live_BK
-        last_BK = jnp.broadcast_to((t + 1 >= limit_B)[:, None], live_BK.shape)
-        # Relative to the best, K = 1 compares bare token log-probabilities as greedy search does,
-        # and long hypotheses lose no precision.
-        best_B = jnp.max(jnp.where(live_BK, old.log_prob_BK, -jnp.inf), axis=1)
-        best_B = jnp.where(best_B > -jnp.inf, best_B, 0.0)
-        base_BK = jnp.where(live_BK, old.log_prob_BK - best_B[:, None], -jnp.inf)
+    def one_live(slots: Slots) -> Slots:
+        # All slots begin alike: one of them expands, or each hypothesis would appear K times.
+        lives_NK = (jnp.arange(K) == 0)[None] | slots.finished_NK
+        return slots._replace(log_prob_NK=jnp.where(lives_NK, 0.0, -jnp.inf))
+
+    def step(work: Work) -> tuple[Slots, Step]:
+        own, t_N, old = work.task, work.t_N, work.slots
+        state, logits_NKV, total_NK, align_NKS = advance(own.context, old.state, old.token_NK)
+        logits_NKV, align_NKS = logits_NKV.astype(jnp.float32), align_NKS.astype(jnp.float32)
+        live_NK = old.live_NK
+        last_NK = jnp.broadcast_to((t_N + 1 >= own.limit_B)[:, None], live_NK.shape)
+        # Relative to the best, K = 1 compares bare logits as greedy search does, and long
+        # hypotheses lose no precision.
+        base_NK = jnp.where(live_NK, old.log_prob_NK - total_NK, -jnp.inf)
+        best_N = jnp.max(base_NK, axis=1, keepdims=True)
+        base_NK = base_NK - jnp.where(best_N > -jnp.inf, best_N, 0.0)
         # Finished slots have one continuation that nothing beats, hypotheses at their limit have EOS.
-        ending_BK = jnp.where(last_BK, base_BK + log_probs_BKV[:, :, EOS], -jnp.inf)
-        only_BK = jnp.where(old.finished_BK, jnp.inf, ending_BK)
-        only_token_BK = jnp.where(old.finished_BK, PAD, EOS)
-        may_end_BK = jnp.broadcast_to(t >= min_length, live_BK.shape)
-        open_BK, parent_BK, token_BK = best_tokens(
-            log_probs_BKV, jnp.where(last_BK, -jnp.inf, base_BK), may_end_BK, K
+        ending_NK = jnp.where(last_NK, base_NK + logits_NKV[:, :, EOS], -jnp.inf)
+        only_NK = jnp.where(old.finished_NK, jnp.inf, ending_NK)
+        only_token_NK = jnp.where(old.finished_NK, PAD, EOS)
+        may_end_NK = jnp.broadcast_to((t_N >= min_length)[:, None], live_NK.shape)
+        open_NK, parent_NK, token_NK = best_tokens(
+            logits_NKV, jnp.where(last_NK, -jnp.inf, base_NK), may_end_NK, K
         )
-        value_BK, place_BK = lax.top_k(jnp.concatenate([only_BK, open_BK], axis=1), K)
-        slot_BK = jnp.broadcast_to(jnp.arange(K)[None], live_BK.shape)
-        parent_BK = take_rows(jnp.concatenate([slot_BK, parent_BK], axis=1), place_BK)
-        token_BK = take_rows(jnp.concatenate([only_token_BK, token_BK], axis=1), place_BK)
+        value_NK, place_NK = lax.top_k(jnp.concatenate([only_NK, open_NK], axis=1), K)
+        slot_NK = jnp.broadcast_to(jnp.arange(K)[None], live_NK.shape)
+        parent_NK = take_rows(jnp.concatenate([slot_NK, parent_NK], axis=1), place_NK)
+        token_NK = take_rows(jnp.concatenate([only_token_NK, token_NK], axis=1), place_NK)
 
-        was_finished_BK = take_rows(old.finished_BK, parent_BK)
-        grows_BK = ~was_finished_BK & (value_BK > -jnp.inf)
-        token_BK = jnp.where(grows_BK, token_BK, PAD)
-        token_log_prob_BK = jax.vmap(lambda x, parent, token: x[parent, token])(
-            log_probs_BKV, parent_BK, token_BK
-        )
-        token_log_prob_BK = jnp.where(grows_BK, token_log_prob_BK, 0.0)
-        log_prob_BK = take_rows(old.log_prob_BK, parent_BK) + token_log_prob_BK
-        ends_BK = grows_BK & (token_BK == EOS)
-        length_BK = take_rows(old.length_BK, parent_BK) + grows_BK
-        coverage_BKS = take_rows(old.coverage_BKS + align_BKS, parent_BK)
-        score_BK = gnmt_score(
-            log_prob_BK, length_BK, coverage_BKS, source_mask_BS, length_penalty, coverage_penalty
+        was_finished_NK = take_rows(old.finished_NK, parent_NK)
+        grows_NK = ~was_finished_NK & (value_NK > -jnp.inf)
+        token_NK = jnp.where(grows_NK, token_NK, PAD)
+        token_logit_NK = jax.vmap(lambda x, parent, token: x[parent, token])(logits_NKV, parent_NK, token_NK)
+        token_log_prob_NK = jnp.where(grows_NK, token_logit_NK - take_rows(total_NK, parent_NK), 0.0)
+        log_prob_NK = take_rows(old.log_prob_NK, parent_NK) + token_log_prob_NK
+        ends_NK = grows_NK & (token_NK == EOS)
+        length_NK = take_rows(old.length_NK, parent_NK) + grows_NK
+        coverage_NKS = take_rows(old.coverage_NKS + align_NKS, parent_NK)
+        score_NK = gnmt_score(
+            log_prob_NK, length_NK, coverage_NKS, own.source_mask_BS, length_penalty, coverage_penalty
         )
         slots = Slots(
-            state=jax.tree.map(lambda leaf: take_rows(leaf, parent_BK), state),
-            token_BK=token_BK,
-            length_BK=length_BK,
-            log_prob_BK=jnp.where(grows_BK | was_finished_BK, log_prob_BK, -jnp.inf),
-            score_BK=jnp.where(ends_BK, score_BK, take_rows(old.score_BK, parent_BK)),
-            finished_BK=was_finished_BK | ends_BK,
-            coverage_BKS=coverage_BKS,
+            state=jax.tree.map(lambda leaf: take_rows(leaf, parent_NK), state),
+            token_NK=token_NK,
+            length_NK=length_NK,
+            log_prob_NK=jnp.where(grows_NK | was_finished_NK, log_prob_NK, -jnp.inf),
+            score_NK=jnp.where(ends_NK, score_NK, take_rows(old.score_NK, parent_NK)),
+            finished_NK=was_finished_NK | ends_NK,
+            coverage_NKS=coverage_NKS,
         )
         if n_best < K:
-            slots = _give_up(slots, limit_B, length_penalty, n_best)
-        return t + 1, slots, record(history, t, token_BK, parent_BK, token_log_prob_BK, align_BKS)
+            slots = _give_up(slots, own.limit_B, length_penalty, n_best)
+        return slots, Step(token_NK, parent_NK, token_log_prob_NK, align_NKS)
 
-    _, slots, history = lax.while_loop(
-        lambda carry: jnp.any(carry[1].live_BK), step, (jnp.int32(0), slots, history)
-    )
-    _, order_BK = lax.top_k(slots.score_BK, n_best)
-    return trace_back(slots, history, order_BK)
+    ends, history = search_all(step, one_live, task, K, places, max_length)
+    _, order_BK = lax.top_k(ends.score_BK, n_best)
+    return trace_back(ends, history, order_BK)
 
 
 def gnmt_score(
@@ -261,63 +283,65 @@ def _length_penalty(length: jax.Array, alpha: float | jax.Array) -> jax.Array:
     return ((5.0 + length) / 6.0) ** jnp.asarray(alpha, jnp.float32)
 
 
-def _give_up(slots: Slots, limit_B: jax.Array, alpha: float | jax.Array, n_best: int) -> Slots:
+def _give_up(slots: Slots, limit_N: jax.Array, alpha: float | jax.Array, n_best: int) -> Slots:
     """Empties the live slots of sentences whose n-th best nothing live can beat any more.
 
     Log-probabilities only fall and cp <= 0, so a live hypothesis scores at most its
     log-probability now over the largest lp to come, that of its limit.
     """
-    worst_B = lax.top_k(slots.score_BK, n_best)[0][:, -1]
-    hope_B = jnp.max(jnp.where(slots.live_BK, slots.log_prob_BK, -jnp.inf), axis=1)
-    done_BK = (hope_B / _length_penalty(limit_B, alpha) <= worst_B)[:, None] & slots.live_BK
-    return slots._replace(log_prob_BK=jnp.where(done_BK, -jnp.inf, slots.log_prob_BK))
+    worst_N = lax.top_k(slots.score_NK, n_best)[0][:, -1]
+    hope_N = jnp.max(jnp.where(slots.live_NK, slots.log_prob_NK, -jnp.inf), axis=1)
+    done_NK = (hope_N / _length_penalty(limit_N, alpha) <= worst_N)[:, None] & slots.live_NK
+    return slots._replace(log_prob_NK=jnp.where(done_NK, -jnp.inf, slots.log_prob_NK))
 
 
 def _roll(
     advance: Advance,
-    state: State,
-    choose: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
+    task: Task,
+    choose: Callable[[Work, jax.Array, jax.Array], jax.Array],
     K: int,
     max_length: int,
-    source_mask_BS: jax.Array,
-    limit_B: jax.Array | None,
     min_length: int | jax.Array,
+    places: int | None,
 ) -> Hypotheses:
     """Grows K hypotheses a sentence that never meet, each by the token ``choose`` gives."""
-    limit_B, slots, history = begin(state, K, max_length, source_mask_BS, limit_B)
-    slot_BK = jnp.broadcast_to(jnp.arange(K)[None], slots.token_BK.shape)
 
-    def step(carry: tuple[jax.Array, Slots, History]) -> tuple[jax.Array, Slots, History]:
-        t, old, history = carry
-        state, log_probs_BKV, align_BKS = advance(old.state, old.token_BK)
-        log_probs_BKV, align_BKS = log_probs_BKV.astype(jnp.float32), align_BKS.astype(jnp.float32)
-        live_BK = old.live_BK
-        may_end_BK = jnp.broadcast_to(t >= min_length, live_BK.shape)
-        token_BK = jnp.where((t + 1 >= limit_B)[:, None], EOS, choose(log_probs_BKV, may_end_BK, t))
-        token_log_prob_BK = jnp.take_along_axis(log_probs_BKV, token_BK[..., None], axis=2)[..., 0]
-        possible_BK = live_BK & (token_log_prob_BK > -jnp.inf)
-        token_BK = jnp.where(possible_BK, token_BK, PAD)
-        log_prob_BK = old.log_prob_BK + jnp.where(live_BK, token_log_prob_BK, 0.0)
-        ends_BK = possible_BK & (token_BK == EOS)
+    def step(work: Work) -> tuple[Slots, Step]:
+        own, t_N, old = work.task, work.t_N, work.slots
+        state, logits_NKV, total_NK, align_NKS = advance(own.context, old.state, old.token_NK)
+        logits_NKV, align_NKS = logits_NKV.astype(jnp.float32), align_NKS.astype(jnp.float32)
+        live_NK = old.live_NK
+        may_end_NK = jnp.broadcast_to((t_N >= min_length)[:, None], live_NK.shape)
+        token_NK = choose(work, logits_NKV, may_end_NK)
+        token_NK = jnp.where((t_N + 1 >= own.limit_B)[:, None], EOS, token_NK)
+        token_logit_NK = jnp.take_along_axis(logits_NKV, token_NK[..., None], axis=2)[..., 0]
+        token_log_prob_NK = token_logit_NK - total_NK
+        possible_NK = live_NK & (token_log_prob_NK > -jnp.inf)
+        token_NK = jnp.where(possible_NK, token_NK, PAD)
+        log_prob_NK = old.log_prob_NK + jnp.where(live_NK, token_log_prob_NK, 0.0)
+        ends_NK = possible_NK & (token_NK == EOS)
         slots = old._replace(
             state=state,
-            token_BK=token_BK,
-            length_BK=old.length_BK + possible_BK,
-            log_prob_BK=log_prob_BK,
-            score_BK=jnp.where(ends_BK, log_prob_BK, old.score_BK),
-            finished_BK=old.finished_BK | ends_BK,
+            token_NK=token_NK,
+            length_NK=old.length_NK + possible_NK,
+            log_prob_NK=log_prob_NK,
+            score_NK=jnp.where(ends_NK, log_prob_NK, old.score_NK),
+            finished_NK=old.finished_NK | ends_NK,
         )
-        return t + 1, slots, record(history, t, token_BK, slot_BK, token_log_prob_BK, align_BKS)
+        return slots, Step(token_NK, _own_slots(live_NK), token_log_prob_NK, align_NKS)
 
-    _, slots, history = lax.while_loop(
-        lambda carry: jnp.any(carry[1].live_BK), step, (jnp.int32(0), slots, history)
-    )
-    return trace_back(slots, history, slot_BK)
+    ends, history = search_all(step, lambda slots: slots, task, K, places, max_length)
+    return trace_back(ends, history, _own_slots(ends.finished_BK))
 
 
-def _uniform(key: jax.Array, index_B: jax.Array, K: int, t: jax.Array) -> jax.Array:
-    def one(index: jax.Array, k: jax.Array) -> jax.Array:
+def _own_slots(like_NK: jax.Array) -> jax.Array:
+    return jnp.broadcast_to(jnp.arange(like_NK.shape[1], dtype=jnp.int32)[None], like_NK.shape)
+
+
+def _uniform(key: jax.Array, index_N: jax.Array, K: int, t_N: jax.Array) -> jax.Array:
+    def one(index: jax.Array, k: jax.Array, t: jax.Array) -> jax.Array:
         own = jax.random.fold_in(jax.random.fold_in(jax.random.fold_in(key, index), k), t)
         return jax.random.uniform(own)
 
-    return jax.vmap(lambda index: jax.vmap(lambda k: one(index, k))(jnp.arange(K)))(index_B)
+    every = jax.vmap(jax.vmap(one, in_axes=(None, 0, None)), in_axes=(0, None, 0))
+    return every(index_N, jnp.arange(K), t_N)

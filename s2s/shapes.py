@@ -9,6 +9,7 @@ einsum term: ``memory_BSM`` is [sentences, source positions, memory features].
     K  beams (or samples)            M  memory features (encoder output)
     R  replicas                      G  stacked gates (cell-specific multiple of H)
     F  source frame features         L  layers
+    N  sentences searched at a time
 
 This file must not know any array library: it reads ``.shape`` and nothing else.
 """
@@ -17,7 +18,7 @@ from __future__ import annotations
 
 from typing import Protocol
 
-LETTERS = frozenset("BSTKRFVEHMGL")
+LETTERS = frozenset("BNSTKRFVEHMGL")
 
 
 class HasShape(Protocol):

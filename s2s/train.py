@@ -10,29 +10,28 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import functools
-import itertools
 import json
 import math
 import signal
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
 import numpy as np
 
 from s2s import config as config_lib
-from s2s.config import Config
-from s2s.data import corpora, encode, pipeline, plan, vocab
+from s2s.batch import Batch
+from s2s.config import Config, ConfigError
+from s2s.data import pipeline
 from s2s.evaluate import label
 from s2s.infra import checkpoint, picture, report, sharding
-from s2s.judge import Judge
 from s2s.learn import metrics as metrics_lib
-from s2s.learn import optim
 from s2s.learn import step as step_lib
-from s2s.workdir import Workdir, WorkdirError
+from s2s.nn import cudnn
+from s2s.prepare import prepare
+from s2s.workdir import Workdir
 
 
 class Interrupted(Exception):
@@ -51,38 +50,13 @@ class Diverged(Exception):
     """The loss stopped being a finite number."""
 
 
-@dataclass
-class Progress:
-    """Where a run stands, beside its arrays: everything a resumed run must know.
-
-    Attributes:
-      epoch, index: the next batch's place in the data.
-      best: the best dev metric so far; None before the first evaluation.
-      stale: evaluations since then.
-      tokens: target tokens learned from.
-      seconds: spent in the training loop, evaluations included.
-      history: the dev measurements, in order.
-      stopped_early: no more updates are wanted.
-      data: fingerprint of the training corpus; another's epochs are others.
-    """
-
-    epoch: int = 0
-    index: int = 0
-    best: float | None = None
-    stale: int = 0
-    tokens: float = 0.0
-    seconds: float = 0.0
-    history: list[dict[str, float]] = field(default_factory=list)
-    stopped_early: bool = False
-    data: str = ""
-
-
-def run(cfg: Config, folder: str) -> dict[str, Any]:
+def run(cfg: Config, folder: str, *, began: float | None = None) -> dict[str, Any]:
     """Trains a model, or goes on where an earlier run in this folder stopped.
 
     Args:
       cfg: the experiment.
       folder: its work directory.
+      began: `time.monotonic` when the command began; None: now.
 
     Returns:
       The results that are also in results.json.
@@ -90,9 +64,14 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
     Raises:
       Interrupted: a signal asked to stop; the state is saved.
       Diverged: the loss is no longer finite.
-      WorkdirError, CorpusError, VocabularyError, CheckpointError: as their names say.
+      ConfigError, WorkdirError, CorpusError, VocabularyError, CheckpointError: as their names say.
     """
-    began = time.monotonic()
+    began = time.monotonic() if began is None else began
+    if cfg.model.recurrence == "cudnn" and not cudnn.available():
+        raise ConfigError(
+            "config.model.recurrence='cudnn' needs an NVIDIA GPU, and JAX runs on none: "
+            "install s2s[cuda], or use 'scan', which learns the same parameters"
+        )
     mesh = sharding.make_mesh()
     chief = sharding.is_main_process()
     work = Workdir(folder)
@@ -110,76 +89,19 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
     for name, (there, now) in changed.items():
         tell(f"config.{name}: was {there!r}, is {now!r} from here on")
 
-    # Data.
-    corpus = corpora.open_corpus(cfg.data, "train", seed=cfg.run.seed, progress=chief)
-    parts = {
-        part: corpora.open_corpus(cfg.data, part, seed=cfg.run.seed, progress=chief)
-        for part in ("dev", "test")
-        if corpora.has_part(cfg.data, part)
-    }
-    for sentence in itertools.chain.from_iterable(map(corpora.left_out, [corpus, *parts.values()])):
-        tell(sentence)
-    if chief:
-        work.write_config(cfg)
-    vocabs = _vocabularies(cfg, work, corpus, chief)
-    encoded = encode.encode_corpus(
-        corpus,
-        vocabs,
-        max_source=cfg.data.max_source_length,
-        max_target=cfg.data.max_target_length,
-        cache=cfg.data.cache,
-        progress=chief,
-    )
-    if encoded.too_long:
-        tell(f"{corpus.name}: left out, too long: {corpora.listed(encoded.too_long)}")
-    layout = plan.make_plan(
-        encoded.source_lengths,
-        encoded.target_lengths,
-        batch_tokens=cfg.data.batch_tokens,
-        max_shapes=cfg.data.max_shapes,
-        rows_multiple=math.lcm(cfg.data.rows_multiple, sharding.rows_multiple(mesh) * cfg.optim.accumulate),
-        seed=cfg.run.seed,
-    )
-    steps_per_epoch = layout.batches_per_epoch
-    total_steps = cfg.run.steps or max(1, math.ceil(cfg.run.epochs * steps_per_epoch))
-
-    # State.
-    optimizer = optim.make_optimizer(
-        cfg.optim, optim.make_schedule(cfg.optim, steps_per_epoch=steps_per_epoch, total_steps=total_steps)
-    )
-    sizes = vocabs.source.size, vocabs.target.size
-    graphdef, abstract_params = step_lib.abstract_params(cfg.model, *sizes)
-    initialize = functools.partial(step_lib.init_state, cfg, *sizes, optimizer, cfg.run.seed)
-    abstract = sharding.abstract_replicated(jax.eval_shape(lambda: initialize()[1]), mesh)
-    checkpoints = work.open_checkpoints(cfg)
-    restored = checkpoints.restore_latest(abstract)
-    progress, step = Progress(data=corpus.fingerprint), 0
-    if restored is not None:
-        state, saved, step = restored
-        if saved["data"] != progress.data:
-            raise WorkdirError(
-                f"the training data is not what the checkpoints in {work.checkpoints} were trained on: "
-                "give another --workdir, or bring the old files back"
-            )
-        progress = Progress(**saved)
-        tell(f"going on from step {step} ({work.checkpoints})")
-    else:
-        state = sharding.jit_init(lambda: initialize()[1], mesh)()
+    ready = prepare(cfg, work, mesh, tell)
+    state, step, progress = ready.state, ready.step, ready.progress
+    checkpoints, judge, total_steps = ready.checkpoints, ready.judge, ready.total_steps
+    steps_per_epoch = ready.layout.batches_per_epoch
     reporter = report.Reporter(work.path, total_steps, main_process=chief, restored_step=step)
-    train_step = sharding.jit_train_step(step_lib.make_train_step(graphdef, cfg, optimizer), mesh)
-    judge = Judge(cfg, graphdef, vocabs, parts, mesh)
+    reporter.say(ready.summary)
 
-    reporter.say(
-        f"{corpus.name}: {len(encoded)} pairs; vocabularies {vocabs.source.size} and {vocabs.target.size}; "
-        f"{step_lib.parameter_count(abstract_params):,} parameters; {steps_per_epoch} batches an epoch in "
-        f"{len(layout.buckets)} shapes, {layout.padding:.1%} padding; {total_steps} updates on "
-        f"{sharding.device_kind(mesh)}"
-    )
-
-    # Loop. The metrics of an update are read after the next one is under way.
+    # Loop. After the first, the metrics of an update are read after the next one is under way.
     eval_every = cfg.run.eval_every or steps_per_epoch
     window: list[Any] = []
+    waits: list[float] = []
     window_start, window_clock = step, time.monotonic()
+    seconds_to_first_step: float | None = None
 
     def flush() -> None:
         """Reads what the device measured since the last call, and checks it."""
@@ -206,6 +128,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         now = time.monotonic()
         progress.tokens += tokens
         progress.seconds += now - window_clock
+        progress.waited += sum(waits)
         reporter.scalars(
             last,
             {
@@ -215,12 +138,14 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
                 "grad_norm": float(np.mean([metrics.grad_norm for metrics in host])),
                 "learning_rate": float(host[-1].learning_rate),
                 "tokens_per_second": tokens / max(now - window_clock, 1e-9),
+                "input_wait": sum(waits) / max(now - window_clock, 1e-9),
                 "epoch": last / steps_per_epoch,
             },
             group="train",
         )
         reporter.progress(last, {"epoch": round(last / steps_per_epoch, 2), "loss": mean}, tokens)
         window.clear()
+        waits.clear()
         window_start, window_clock = last, now
 
     def save(metrics: dict[str, float] | None = None) -> None:
@@ -249,22 +174,27 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         save(scores or None)
         window_clock = time.monotonic()
 
-    with reporter, checkpoints, _signals() as asked:
+    with reporter, checkpoints, ready.train_step as train_step, _signals() as asked:
         while step < total_steps and not progress.stopped_early:
-            source = pipeline.batches(
-                encoded,
-                layout,
+            batches = functools.partial(
+                pipeline.batches,
+                ready.encoded,
+                ready.layout,
                 epoch=progress.epoch,
                 start=progress.index,
                 process_index=sharding.process_index(),
                 process_count=sharding.process_count(),
                 prefetch=cfg.data.prefetch,
             )
-            for batch in source:
+            for batch in _timed(batches, waits):
                 with jax.transfer_guard("disallow"):
                     state, metrics = train_step(state, sharding.to_global(batch, mesh))
                 step += 1
                 progress.index += 1
+                if seconds_to_first_step is None:
+                    jax.block_until_ready(metrics)
+                    seconds_to_first_step = round(time.monotonic() - began, 3)
+                    reporter.scalars(step, {"seconds_to_first_step": seconds_to_first_step}, group="start")
                 due = step % cfg.run.log_every == 0
                 evaluate_now = step % eval_every == 0 or step == total_steps
                 if progress.index == steps_per_epoch:
@@ -295,7 +225,7 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         checkpoints.wait()
 
         # Results.
-        params, chosen = _final_params(cfg, checkpoints, state, abstract.params)
+        params, chosen = _final_params(cfg, checkpoints, state, ready.abstract.params)
         checkpoint.save_params(work.model, params, {"step": step, "chosen": chosen})
         if progress.stopped_early:
             reporter.say(f"stopped early: {cfg.run.patience} evaluations without a better {cfg.run.metric}")
@@ -303,11 +233,14 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
             "name": cfg.name,
             "steps": step,
             "epochs": round(step / steps_per_epoch, 2),
-            "parameters": step_lib.parameter_count(abstract_params),
+            "parameters": ready.parameters,
             "model": chosen,
+            "seconds_to_first_step": seconds_to_first_step,
             "training_seconds": round(progress.seconds, 1),
             "tokens_per_second": round(progress.tokens / max(progress.seconds, 1e-9), 1),
-            "padding": round(layout.padding, 4),
+            "input_wait": round(progress.waited / max(progress.seconds, 1e-9), 4),
+            "padding": round(ready.layout.padding, 4),
+            "array_padding": round(ready.layout.array_padding, 4),
             "history": progress.history,
             **judge.final_scores(params, work.picture if chief else None),
         }
@@ -320,16 +253,6 @@ def run(cfg: Config, folder: str) -> dict[str, Any]:
         draft.replace(work.results)
         _show(results, work)
     return results
-
-
-def _vocabularies(cfg: Config, work: Workdir, corpus: corpora.Corpus, chief: bool) -> vocab.Vocabularies:
-    """Trains the vocabularies once; a resumed run and other processes read what was kept."""
-    if chief and not work.vocab.exists():
-        draft = work.vocab.with_suffix(".draft")
-        vocab.save_vocabularies(vocab.train_vocabularies(corpus, cfg.data.vocab, seed=cfg.run.seed), draft)
-        draft.rename(work.vocab)
-    sharding.barrier("vocabularies saved")
-    return vocab.load_vocabularies(work.vocab, cfg.data.vocab)
 
 
 def _final_params(
@@ -346,6 +269,16 @@ def _final_params(
     return checkpoints.restore(best, abstract, part)[0], (
         f"that of step {best}, {config_lib.direction(cfg.run.metric)} {cfg.run.metric} on dev"
     )
+
+
+def _timed(batches: Callable[[], Iterator[Batch]], waits: list[float]) -> Iterator[Batch]:
+    """Gives an epoch's batches, and notes for how many seconds each kept the loop waiting."""
+    clock = time.monotonic()
+    source = batches()
+    while (batch := next(source, None)) is not None:
+        waits.append(time.monotonic() - clock)
+        yield batch
+        clock = time.monotonic()
 
 
 @contextlib.contextmanager

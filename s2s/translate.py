@@ -25,16 +25,22 @@ from typing import IO, Any, NamedTuple
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax import lax
 
 from s2s import search as search_lib
 from s2s.batch import EOS, PAD, Batch
 from s2s.config import SearchConfig
+from s2s.data.corpora import cache_folder
 from s2s.data.vocab import Vocabularies
-from s2s.infra import sharding
+from s2s.infra import compilation, sharding
 from s2s.learn import step as step_lib
+from s2s.pick import log_total
 
 # Source lengths are rounded up to one of these, so that few programs are compiled.
 _SHORTEST_SHAPE = 16
+# A batch has its places, and behind them sentences that wait: together so many times the places
+# that as many source positions wait behind each.
+_WAITING_POSITIONS = 512
 _CHUNK_LINES = 4096
 
 
@@ -108,50 +114,53 @@ class Translator:
           One translation a line, in order.
         """
         sources = self.vocabs.source.encode_all(texts)
-        results: list[Translation | None] = [Translation([], [], []) for _ in texts]
+        results = [Translation([], [], []) for _ in texts]
         wanted = [number for number, text in enumerate(texts) if text.strip()]
         # Longest first: a machine too small for the longest sentence says so at once.
         wanted.sort(key=lambda number: -len(sources[number]))
-        groups = list(self._groups(wanted, sources))
         bar = sharding.is_main_process() and progress is not None and sys.stderr.isatty()
         from tqdm import tqdm
 
         with tqdm(total=len(wanted), desc=progress, unit="line", disable=not bar, leave=False) as shown:
-            for numbers, shape in groups:
-                for number, translation in zip(
-                    numbers, self._batch(params, sources, numbers, shape), strict=True
-                ):
-                    results[number] = translation
-                shown.update(len(numbers))
-        return results  # type: ignore[return-value]
+            searched: list[tuple[list[int], search_lib.Hypotheses]] = []
+            for numbers, rows, shape in self._batches(wanted, sources):
+                searched.append((numbers, self._search(params, sources, numbers, rows, shape)))
+                # While the device is at this batch, the one before it becomes text.
+                if len(searched) == 2:
+                    self._read(*searched.pop(0), sources, results)
+                    shown.update(len(numbers))
+            for one in searched:
+                self._read(*one, sources, results)
+        return results
 
-    def _groups(
+    def _batches(
         self, numbers: Sequence[int], sources: Sequence[list[int]]
-    ) -> Iterator[tuple[list[int], int]]:
-        """Cuts lines, already in order of length, into batches of one source shape."""
-        group: list[int] = []
-        shape = 0
-        for number in numbers:
-            its_shape = _round_up(len(sources[number]) + 1)
-            if group and (its_shape != shape or len(group) == self.cfg.batch_sentences):
-                yield group, shape
-                group = []
-            shape = its_shape
-            group.append(number)
-        if group:
-            yield group, shape
+    ) -> Iterator[tuple[list[int], int, int]]:
+        """Cuts lines, the longest first, into batches: lines, rows and source positions of each."""
+        begin = 0
+        while begin < len(numbers):
+            shape = _round_up(len(sources[numbers[begin]]) + 1)
+            places = self.cfg.batch_sentences
+            most = places * max(1, _WAITING_POSITIONS // shape)
+            batch = list(numbers[begin : begin + most])
+            # A power of two of rows, or of places: few programs, and none for many more than there are.
+            unit = places if len(batch) > places // 4 else 1
+            rows = min(unit << (-(-len(batch) // unit) - 1).bit_length(), most)
+            devices = sharding.rows_multiple(self.mesh)
+            yield batch, -(-rows // devices) * devices, shape
+            begin += len(batch)
 
-    def _batch(
-        self, params: Any, sources: Sequence[list[int]], numbers: list[int], shape: int
-    ) -> Iterator[Translation]:
-        devices = sharding.rows_multiple(self.mesh)
-        rows = self.cfg.batch_sentences
-        if len(numbers) < rows // 4:
-            rows = 1 << (len(numbers) - 1).bit_length()
-        rows = -(-rows // devices) * devices
+    def _rows(self, rows: int) -> np.ndarray:
+        """Where a batch's sentences go, in order: to each device in turn, or the first had all long ones."""
+        return np.arange(rows).reshape(sharding.rows_multiple(self.mesh), -1).T.ravel()
+
+    def _search(
+        self, params: Any, sources: Sequence[list[int]], numbers: list[int], rows: int, shape: int
+    ) -> search_lib.Hypotheses:
+        """Begins the search of one batch: arrays that are being computed."""
         source_BS = np.full((rows, shape), PAD, np.int32)
         length_B = np.zeros(rows, np.int32)
-        for row, number in enumerate(numbers):
+        for row, number in zip(self._rows(rows), numbers, strict=False):
             length_B[row] = len(sources[number]) + 1
             source_BS[row, : length_B[row]] = [*sources[number], EOS]
         limit_B = np.where(
@@ -160,16 +169,29 @@ class Translator:
             0,
         ).astype(np.int32)
         index_B = np.full(rows, -1, np.int32)
-        index_B[: len(numbers)] = numbers
+        index_B[self._rows(rows)[: len(numbers)]] = numbers
         batch = Batch(source_BS, length_B, np.zeros((rows, 1), np.int32), np.zeros(rows, np.int32), index_B)
         max_length = math.ceil(self.cfg.max_length_factor * shape) + self.cfg.max_length_extra
-        batch, limit_B = sharding.to_global((batch, limit_B), self.mesh)
         if max_length not in self._programs:
+            places = -(-self.cfg.batch_sentences // sharding.rows_multiple(self.mesh))
             self._programs[max_length] = sharding.jit_rows_step(
-                functools.partial(_decode, self._graphdef, self.cfg, self._n_best, max_length), self.mesh
+                functools.partial(_decode, self._graphdef, self.cfg, self._n_best, max_length, places),
+                self.mesh,
             )
-        found = sharding.to_host(self._programs[max_length](params, batch, limit_B, self.key))
-        for row, number in enumerate(numbers):
+        asked = sharding.to_global((batch, limit_B), self.mesh)
+        found: search_lib.Hypotheses = self._programs[max_length](params, asked, self.key)
+        return found
+
+    def _read(
+        self,
+        numbers: list[int],
+        found: search_lib.Hypotheses,
+        sources: Sequence[list[int]],
+        results: list[Translation],
+    ) -> None:
+        """Waits for a search and turns what it found into text."""
+        found = sharding.to_host(found)
+        for row, number in zip(self._rows(len(found.length_BK)), numbers, strict=False):
             source_ids = [*sources[number], EOS]
             hypotheses = []
             for k in range(found.tokens_BKT.shape[1]):
@@ -184,11 +206,12 @@ class Translator:
                         ids=ids,
                         score=float(found.score_BK[row, k]),
                         log_prob=float(found.log_prob_BK[row, k]),
-                        token_log_probs=found.token_log_prob_BKT[row, k, :length],
-                        align_TS=found.align_BKTS[row, k, :length, : len(source_ids)],
+                        # Copies: a view would keep the whole batch.
+                        token_log_probs=np.array(found.token_log_prob_BKT[row, k, :length]),
+                        align_TS=np.array(found.align_BKTS[row, k, :length, : len(source_ids)]),
                     )
                 )
-            yield Translation(self.vocabs.source.tokens(source_ids), source_ids, hypotheses)
+            results[number] = Translation(self.vocabs.source.tokens(source_ids), source_ids, hypotheses)
 
 
 def _decode(
@@ -196,24 +219,38 @@ def _decode(
     cfg: SearchConfig,
     n_best: int,
     max_length: int,
+    places: int,
     params: Any,
-    batch: Batch,
-    limit_B: jax.Array,
+    asked: tuple[Batch, jax.Array],
     key: jax.Array,
 ) -> search_lib.Hypotheses:
     """One compiled search: encoder, loop over target positions, backtrace."""
+    batch, limit_B = asked
     model = step_lib.merge(graphdef, params)
-    memory = model.encode(batch)
-    advance = functools.partial(model.advance, memory)
+    memory = _encode(model, batch, places)
+    # Most outputs are longer than eight tokens, and at every step all of a beam's hypotheses are read.
+    reads = 8 * batch.source_BS.shape[0] * (1 if cfg.name == "greedy" else cfg.beam)
+    gates_VG = model.read_all() if reads > model.target_embedding.shape[0] else None
+
+    def advance(memory: Any, state: Any, token_NK: jax.Array) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+        state, logits_NKV, align_NKS = model.advance(memory, state, token_NK, gates_VG)
+        return state, logits_NKV, log_total(logits_NKV), align_NKS
+
     common: dict[str, Any] = dict(
-        max_length=max_length, limit_B=limit_B, min_length=cfg.min_length, source_mask_BS=batch.source_mask_BS
+        max_length=max_length,
+        limit_B=limit_B,
+        min_length=cfg.min_length,
+        source_mask_BS=batch.source_mask_BS,
+        places=places,
     )
+    first = model.start(memory, 1)
     if cfg.name == "greedy":
-        return search_lib.greedy(advance, model.start(memory, 1), **common)
+        return search_lib.greedy(advance, memory, first, **common)
     if cfg.name == "beam":
         return search_lib.beam(
             advance,
-            model.start(memory, cfg.beam),
+            memory,
+            first,
             beam=cfg.beam,
             n_best=min(n_best, cfg.beam),
             length_penalty=jnp.float32(cfg.length_penalty),
@@ -222,7 +259,8 @@ def _decode(
         )
     return search_lib.sample(
         advance,
-        model.start(memory, cfg.beam),
+        memory,
+        first,
         samples=cfg.beam,
         key=key,
         index_B=batch.index_B,
@@ -233,8 +271,34 @@ def _decode(
     )
 
 
+def _encode(model: Any, batch: Batch, rows: int) -> Any:
+    """The memory of a batch, made of ``rows`` sentences at a time; that of fillers at the end is zeros."""
+    B = batch.source_BS.shape[0]
+    if B <= rows:
+        return model.encode(batch)
+
+    def part(number: jax.Array) -> Any:
+        # The last part overlaps the one before it where rows do not divide B.
+        first = jnp.minimum(number * rows, B - rows)
+        return first, model.encode(
+            jax.tree.map(lambda leaf: lax.dynamic_slice_in_dim(leaf, first, rows), batch)
+        )
+
+    def add(number: jax.Array, memory: Any) -> Any:
+        first, own = part(number)
+        return jax.tree.map(
+            lambda all_, new: lax.dynamic_update_slice_in_dim(all_, new, first, 0), memory, own
+        )
+
+    shapes = jax.eval_shape(part, jnp.int32(0))[1]
+    nothing = jax.tree.map(lambda leaf: jnp.zeros((B, *leaf.shape[1:]), leaf.dtype), shapes)
+    real = jnp.max(jnp.where(batch.source_length_B > 0, jnp.arange(1, B + 1), 0))
+    return lax.fori_loop(0, (real + rows - 1) // rows, add, nothing)
+
+
 def _round_up(length: int) -> int:
-    return max(_SHORTEST_SHAPE, 1 << (length - 1).bit_length())
+    power = 1 << (max(length, _SHORTEST_SHAPE) - 1).bit_length()
+    return 3 * power // 4 if length <= 3 * power // 4 else power
 
 
 def links(
@@ -375,6 +439,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
+    compilation.keep_programs(cache_folder(cfg.data.cache))
     params = sharding.replicate(params, translator.mesh)
     interactive = args.input == "-" and sys.stdin.isatty()
     soft = bool(args.alignments) and Path(args.alignments).suffix == ".jsonl"

@@ -1,9 +1,17 @@
-"""Every test runs with warnings as errors, explicit broadcasting and eight CPU devices."""
+"""Every test runs with warnings as errors, explicit broadcasting and eight CPU devices.
+
+Programs are kept for as long as the tests run, in a folder of their own: what tests and the commands
+that they start have in common is compiled once.
+"""
 
 import os
+import tempfile
 
 os.environ["XLA_FLAGS"] = os.environ.get("XLA_FLAGS", "") + " --xla_force_host_platform_device_count=8"
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+_programs = tempfile.TemporaryDirectory(prefix="s2s-programs-")
+os.environ["JAX_COMPILATION_CACHE_DIR"] = _programs.name
+os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402
 import pytest  # noqa: E402

@@ -84,7 +84,9 @@ class Built:
         return nnx.merge(self.graphdef, params)
 
     def plain_forward(self, params: Any, batch: Batch, key: Any = None, rate: Any = 0.0) -> Any:
-        return self.model(params)(batch, Dropout(key, rate, rate, rate))
+        model = self.model(params)
+        output_BTH, align_BTS = model(batch, Dropout(key, batch.index_B, rate, rate, rate))
+        return model.softmax().logits(output_BTH), align_BTS
 
     def plain_start(self, params: Any, batch: Batch) -> Any:
         memory = self.model(params).encode(batch)

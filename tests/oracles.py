@@ -30,7 +30,7 @@ def lstm(p: Parameters, x_E, state):
     h, c = state
     H = len(h)
     z = x_E @ p["input_kernel"] + p["bias"] + h @ p["recurrent_kernel"]
-    i, f, g, o = sigmoid(z[:H]), sigmoid(z[H : 2 * H]), np.tanh(z[2 * H : 3 * H]), sigmoid(z[3 * H :])
+    i, f, o, g = sigmoid(z[:H]), sigmoid(z[H : 2 * H]), sigmoid(z[2 * H : 3 * H]), np.tanh(z[3 * H :])
     c = f * c + i * g
     return o * np.tanh(c), c
 
@@ -166,7 +166,7 @@ def seq2seq(cfg, p: Parameters, source_S, source_length: int, target_T, bos: int
             scores_S = np.array([SCORES[cfg.attention](parameters, s_t, h) for h in memory_SM])
             context_M, align_S = attend(scores_S, source_length, memory_SM)
             read = np.concatenate([context_M, s_t])
-        s_tilde = np.tanh(read @ decoder["attentional"]["kernel"])
+        s_tilde = np.tanh(read @ decoder["attentional_kernel"])
         if cfg.tie == "none":
             scores_V = s_tilde @ p["softmax_kernel"]
         else:

@@ -191,6 +191,7 @@ CHOICES = {
     "model.window": config_lib.WINDOWS,
     "model.tie": config_lib.TIES,
     "model.dtype": config_lib.DTYPES,
+    "model.recurrence": config_lib.RECURRENCES,
     "optim.name": config_lib.OPTIMIZERS,
     "optim.schedule": config_lib.SCHEDULES,
     "run.metric": tuple(config_lib.METRICS),
@@ -331,6 +332,17 @@ CONTRADICTIONS = [
             {"data__vocab__kind": "bpe"},
             {"data__vocab__shared": False},
         ],
+    ),
+    (
+        {"model__recurrence": "cudnn", "model__cell": "gru"},
+        "config.model.recurrence='cudnn' knows the LSTM in float32 alone, not config.model.cell='gru' in "
+        "config.model.dtype='float32'",
+        [{"model__cell": "lstm"}, {"model__recurrence": "scan"}],
+    ),
+    (
+        {"model__recurrence": "cudnn", "model__dtype": "bfloat16"},
+        "in config.model.dtype='bfloat16': change these, or use 'scan'",
+        [{"model__dtype": "float32"}, {"model__recurrence": "scan"}],
     ),
     (
         {"data__batch_tokens": 99},

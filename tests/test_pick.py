@@ -9,7 +9,7 @@ from jax import lax
 from s2s import pick
 
 
-@pytest.mark.parametrize("V", [3, 5, 63, 64, 65, 128, 200, 500])
+@pytest.mark.parametrize("V", [3, 5, 63, 64, 65, 128, 131, 200, 500])
 @pytest.mark.parametrize("levels", [2, 9, 10**6])
 @pytest.mark.parametrize("k", [1, 7])
 def test_best_tokens_is_top_k_with_ties_to_the_lowest(V, levels, k):
@@ -69,6 +69,15 @@ def test_draw_never_takes_the_impossible():
     weights = jnp.zeros((1, 150)).at[0, 70].set(1e-30)
     for uniform in (0.0, 0.5, float(np.nextafter(np.float32(1), np.float32(0)))):
         assert pick.draw(weights, jnp.full((1,), uniform)).tolist() == [70]
+
+
+@pytest.mark.parametrize("V", [3, 64, 131, 600])
+def test_log_total_is_the_logarithm_of_the_sum(V):
+    logits = np.random.default_rng(V).normal(size=(4, 2, V), scale=30)
+    logits[0, 0, : V - 1] = -np.inf
+    expected = np.log(np.exp(logits - 100).sum(-1)) + 100
+    np.testing.assert_allclose(jax.jit(pick.log_total)(jnp.asarray(logits, jnp.float32)), expected, rtol=1e-6)
+    assert pick.log_total(jnp.full((1, V), -jnp.inf)) == 0.0
 
 
 def test_softmax_of_nothing_is_zeros():

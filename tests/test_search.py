@@ -24,7 +24,8 @@ BUCKETS = 11
 class Stand:
     """A random table for a model: log p(next | all tokens before, row), by a hash of the history.
 
-    The state carries the row, the step and the hash, so it is wrong after a wrong reordering.
+    The context is the row. The state carries the row too, the step and the hash, so it is wrong after
+    a wrong reordering, and tokens are impossible where it is not that of the context.
     """
 
     def __init__(self, seed: int, B=4, V=7, S=5, T=8, sharpness=1.5):
@@ -38,18 +39,19 @@ class Stand:
         weights = rng.random((B, BUCKETS, T, S)) ** 3 * self.mask[:, None, None]
         self.align = np.asarray(weights / weights.sum(-1, keepdims=True), np.float32)
 
-    def start(self, K, rows=None):
-        rows = np.arange(self.B) if rows is None else np.asarray(rows)
-        row = jnp.broadcast_to(jnp.asarray(rows, jnp.int32)[:, None], (len(rows), K))
-        return {
+    def start(self, rows=None):
+        """The context and the first state, as searches take them."""
+        rows = jnp.asarray(np.arange(self.B) if rows is None else rows, jnp.int32)
+        row = rows[:, None]
+        return rows, {
             "row": row,
             "at": (jnp.zeros_like(row), jnp.zeros_like(row)),
             "empty": jnp.zeros((*row.shape, 0)),
             "wide": jnp.zeros((*row.shape, 2, 3)),
         }
 
-    def advance(self, state, token_BK):
-        return advance_by((self.log_probs, self.align), state, token_BK)
+    def advance(self, context, state, token_NK):
+        return advance_by((self.log_probs, self.align), context, state, token_NK)
 
     def model(self, row):
         def next_(prefix):
@@ -65,7 +67,7 @@ class Stand:
         """Searches under jit; every argument that may be traced is."""
         rows = list(range(self.B)) if rows is None else list(rows)
         static = {"max_length": kw.pop("max_length", self.T)}
-        static |= {option: kw.pop(option) for option in ("n_best", "top_k") if option in kw}
+        static |= {option: kw.pop(option) for option in ("n_best", "top_k", "places") if option in kw}
         kw.setdefault("source_mask_BS", self.mask[rows])
         kw.setdefault("limit_B", np.full(len(rows), self.T, np.int32))
         if name != "greedy":
@@ -74,24 +76,26 @@ class Stand:
             kw.setdefault("index_B", np.asarray(rows, np.int32))
             kw.setdefault("key", jax.random.key(0))
         found = jitted(name, tuple(static.items()))
-        return jax.tree.map(np.asarray, found((self.log_probs, self.align), self.start(K, rows), kw))
+        return jax.tree.map(np.asarray, found((self.log_probs, self.align), self.start(rows), kw))
 
 
-def advance_by(tables, state, token_BK):
+def advance_by(tables, context, state, token_NK):
     log_probs, align = map(jnp.asarray, tables)
     step, seen = state["at"]
-    seen = (seen * 5 + token_BK) % BUCKETS
+    seen = (seen * 5 + token_NK) % BUCKETS
     place = (state["row"], seen, jnp.minimum(step, log_probs.shape[2] - 1))
-    return {**state, "at": (step + 1, seen)}, log_probs[place], align[place]
+    own = state["row"] == context[:, None]
+    log_probs_NKV = jnp.where(own[..., None], log_probs[place], -jnp.inf)
+    return {**state, "at": (step + 1, seen)}, log_probs_NKV, jnp.zeros(own.shape), align[place]
 
 
 @functools.cache
 def jitted(name, static):
     """One compilation for all tests with the same shapes."""
 
-    def run(tables, state, kw):
+    def run(tables, start, kw):
         advance = functools.partial(advance_by, tables)
-        return getattr(search, name)(advance, state, **dict(static), **kw)
+        return getattr(search, name)(advance, *start, **dict(static), **kw)
 
     return jax.jit(run)
 
@@ -163,14 +167,14 @@ def test_beam_1_is_greedy_where_a_sum_would_round_away_the_difference():
     log_probs[4] = -2e-7
     first = np.full(6, -30.0, np.float32)
 
-    def advance(state, token_BK):
-        here = jnp.where((token_BK == BOS)[..., None], first[None, None], log_probs[None, None])
-        return state, here, jnp.ones((1, 1, 1))
+    def advance(context, state, token_NK):
+        here = jnp.where((token_NK == BOS)[..., None], first[None, None], log_probs[None, None])
+        return state, here, jnp.zeros((1, 1)), jnp.ones((1, 1, 1))
 
     kw = dict(max_length=4, source_mask_BS=jnp.ones((1, 1), bool), min_length=3)
-    greedy = search.greedy(advance, (), **kw)
+    greedy = search.greedy(advance, (), (), **kw)
     assert greedy.tokens_BKT[0, 0].tolist() == [3, 5, 5, EOS]
-    np.testing.assert_array_equal(search.beam(advance, (), beam=1, **kw).tokens_BKT, greedy.tokens_BKT)
+    np.testing.assert_array_equal(search.beam(advance, (), (), beam=1, **kw).tokens_BKT, greedy.tokens_BKT)
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -204,9 +208,9 @@ def steps_taken(search_, stand, *args, **kw):
     """Calls of advance, counted on the host."""
     calls = []
 
-    def advance(state, token_BK):
+    def advance(context, state, token_NK):
         jax.debug.callback(lambda: calls.append(1))
-        return stand.advance(state, token_BK)
+        return stand.advance(context, state, token_NK)
 
     jax.block_until_ready(search_(advance, *args, **kw))
     jax.effects_barrier()
@@ -219,12 +223,12 @@ def test_search_stops_when_nothing_is_left_to_win():
     stand.log_probs[:, :, 0, 3] = stand.log_probs[:, :, 1:, EOS] = -0.1
     stand.log_probs[:, :, 1:, 3] = -2.4
     kw = dict(max_length=50, source_mask_BS=jnp.asarray(stand.mask))
-    assert steps_taken(search.greedy, stand, stand.start(1), **kw) <= 2
-    wide = steps_taken(search.beam, stand, stand.start(4), beam=4, n_best=4, **kw)
-    assert steps_taken(search.beam, stand, stand.start(4), beam=4, n_best=1, **kw) <= 2 < wide < 10
+    assert steps_taken(search.greedy, stand, *stand.start(), **kw) <= 2
+    wide = steps_taken(search.beam, stand, *stand.start(), beam=4, n_best=4, **kw)
+    assert steps_taken(search.beam, stand, *stand.start(), beam=4, n_best=1, **kw) <= 2 < wide < 10
     filler = {**kw, "source_mask_BS": jnp.zeros_like(kw["source_mask_BS"])}
-    assert steps_taken(search.beam, stand, stand.start(4), beam=4, **filler) == 0
-    assert steps_taken(search.greedy, stand, stand.start(1), limit_B=jnp.zeros(2, int), **kw) == 0
+    assert steps_taken(search.beam, stand, *stand.start(), beam=4, **filler) == 0
+    assert steps_taken(search.greedy, stand, *stand.start(), limit_B=jnp.zeros(2, int), **kw) == 0
 
 
 @pytest.mark.parametrize("first, wins, steps", [(-1.5, True, 6), (-1.9, False, 1)])
@@ -235,10 +239,10 @@ def test_the_bound_is_what_a_live_hypothesis_can_reach(first, wins, steps):
     stand.log_probs[:, :, 0, EOS], stand.log_probs[:, :, 0, 3] = -1.0, first
     stand.log_probs[:, :, 1:, 3] = stand.log_probs[:, :, 5, EOS] = 0.0
     kw = dict(beam=2, max_length=6, source_mask_BS=stand.mask, length_penalty=1.0, n_best=1)
-    found = search.beam(stand.advance, stand.start(2), **kw)
+    found = search.beam(stand.advance, *stand.start(), **kw)
     assert found.length_BK.tolist() == [[6 if wins else 1]]
     np.testing.assert_allclose(found.score_BK, [[first * 6 / 11 if wins else -1.0]], rtol=1e-6)
-    assert steps_taken(search.beam, stand, stand.start(2), **kw) == steps
+    assert steps_taken(search.beam, stand, *stand.start(), **kw) == steps
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
@@ -260,6 +264,50 @@ def test_other_rows_change_nothing(name):
         np.testing.assert_array_equal(getattr(padded, field)[:2], value[:2])
         np.testing.assert_array_equal(getattr(alone, field), value[:1])
         assert not getattr(padded, field)[2:].any(), "filler rows: length 0, score 0"
+
+
+@pytest.mark.parametrize("places", [1, 2, 5, 13])
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
+def test_how_many_are_searched_at_a_time_changes_nothing(name, places):
+    stand = Stand(11, B=14, T=9, sharpness=0.7)
+    stand.mask[6] = False
+    K = 1 if name == "greedy" else 4
+    limit = np.array([9, 2, 0, 7, 9, 5, 9, 1, 9, 8, 9, 3, 0, 0])
+    kw = dict(limit_B=jnp.asarray(limit), min_length=1)
+    kw |= dict(length_penalty=1.0, coverage_penalty=0.1, n_best=2) if name == "beam" else {}
+    together = stand.run(name, K, **kw)
+    assert len(set(together.length_BK[:, 0].tolist())) > 3
+    for field, value in stand.run(name, K, places=places, **kw)._asdict().items():
+        np.testing.assert_array_equal(value, getattr(together, field), err_msg=field)
+
+
+def test_what_is_done_makes_room():
+    stand = Stand(0, B=32, T=12)
+    stand.log_probs[..., EOS] = -20.0
+    kw = dict(max_length=12, source_mask_BS=jnp.asarray(stand.mask), limit_B=jnp.asarray([12, 1, 1, 1] * 8))
+    by_fours = 8 * 12
+    needed = (8 * 12 + 24 * 1) / 4
+    for search_, extra in ((search.greedy, {}), (search.beam, {"beam": 3, "n_best": 1})):
+        assert steps_taken(search_, stand, *stand.start(), **kw, **extra) == 12
+        taken = steps_taken(search_, stand, *stand.start(), places=4, **kw, **extra)
+        assert needed <= taken <= 1.4 * needed < by_fours
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
+def test_log_probabilities_are_logits_less_their_total(name):
+    stand = Stand(9, V=30)
+    kw = {} if name == "greedy" else {"beam": 4, "length_penalty": 1.0} if name == "beam" else {}
+    kw |= dict(samples=3, key=jax.random.key(0), index_B=jnp.arange(4)) if name == "sample" else {}
+    kw |= dict(max_length=8, source_mask_BS=jnp.asarray(stand.mask))
+
+    def shifted(context, state, token_NK):
+        state, logits_NKV, total_NK, align_NKS = stand.advance(context, state, token_NK)
+        by_NK = jnp.sin(state["at"][1] + 1.0) * 4
+        return state, logits_NKV + by_NK[..., None], total_NK + by_NK, align_NKS
+
+    plain, moved = (getattr(search, name)(f, *stand.start(), **kw) for f in (stand.advance, shifted))
+    for left, right in zip(plain, moved, strict=True):
+        np.testing.assert_allclose(left, right, atol=5e-6)
 
 
 @pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
@@ -312,11 +360,12 @@ def test_impossible_tokens_are_never_taken():
 
 
 def test_equal_candidates_go_by_beam_then_token():
-    def advance(state, token_BK):
-        return state, jnp.full((*token_BK.shape, 200), -1.0), jnp.zeros((*token_BK.shape, 1))
+    def advance(context, state, token_NK):
+        like = token_NK.shape
+        return state, jnp.full((*like, 200), -1.0), jnp.zeros(like), jnp.zeros((*like, 1))
 
     kw = dict(max_length=3, source_mask_BS=jnp.ones((1, 1), bool), min_length=2)
-    found = search.beam(advance, (), beam=3, **kw)
+    found = search.beam(advance, (), (), beam=3, **kw)
     assert found.tokens_BKT[0].tolist() == [[3, 3, EOS], [3, 4, EOS], [3, 5, EOS]]
 
 
@@ -393,10 +442,10 @@ def test_penalties_and_limits_do_not_compile_again():
     stand = Stand(0)
 
     @jax.jit
-    def run(state, mask, limit, alpha, beta, least):
+    def run(start, mask, limit, alpha, beta, least):
         return search.beam(
             stand.advance,
-            state,
+            *start,
             beam=3,
             max_length=8,
             source_mask_BS=mask,
@@ -407,7 +456,7 @@ def test_penalties_and_limits_do_not_compile_again():
         )
 
     for alpha, beta, least in ((0.0, 0.0, 0), (1.0, 0.2, 2)):
-        traced = run(stand.start(3), stand.mask, LIMITS, alpha, beta, least)
+        traced = run(stand.start(), stand.mask, LIMITS, alpha, beta, least)
         direct = stand.run(
             "beam",
             3,
@@ -434,7 +483,7 @@ def test_replicas_by_vmap(name):
             "sample": dict(samples=K, key=jax.random.key(0), index_B=jnp.arange(4), top_p=0.8),
         }[name]
         return getattr(search, name)(
-            advance, stand.start(K), max_length=8, source_mask_BS=jnp.asarray(stand.mask), **kw
+            advance, *stand.start(), max_length=8, source_mask_BS=jnp.asarray(stand.mask), **kw
         )
 
     run = jax.jit(one)
@@ -447,14 +496,14 @@ def test_replicas_by_vmap(name):
 
 def test_wrong_arguments_are_refused_by_name():
     stand = Stand(0)
-    with pytest.raises(ValueError, match=r"state\['row'\] has shape \(4, 2\).*\[4, 3\]"):
-        search.beam(
-            stand.advance,
-            {"row": stand.start(2)["row"]},
-            beam=3,
-            max_length=8,
-            source_mask_BS=jnp.asarray(stand.mask),
-        )
+    context, state = stand.start()
+    kw = dict(beam=3, max_length=8, source_mask_BS=jnp.asarray(stand.mask))
+    with pytest.raises(ValueError, match=r"state\['row'\] has shape \(4, 2\).*\[4, 1\]"):
+        search.beam(stand.advance, context, {"row": jnp.tile(state["row"], (1, 2))}, **kw)
+    with pytest.raises(ValueError, match=r"context has shape \(3,\).*\[4\]"):
+        search.beam(stand.advance, context[:3], state, **kw)
+    with pytest.raises(ValueError, match="places=0"):
+        stand.run("beam", 3, places=0)
     with pytest.raises(ValueError, match="n_best=4"):
         stand.run("beam", 3, n_best=4)
     with pytest.raises(ValueError, match="max_length=0"):

@@ -24,6 +24,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from array_record.python import array_record_module
+from tensorflow_datasets.proto import tf_example_pb2
 from tqdm import tqdm
 
 from s2s.data.readers import CorpusError, Pair, Reader, Rejections, listed, usable
@@ -80,7 +81,7 @@ class Pairs(tfds.core.GeneratorBasedBuilder, skip_registration=True):  # type: i
         writer = array_record_module.ArrayRecordWriter(os.fspath(path), "group_size:1")
         try:
             for _, pair in self._split_generators(dl_manager)[_SPLIT]:
-                record = self.info.features.serialize_example(pair)
+                record = _record(pair)
                 writer.write(record)
                 count, size = count + 1, size + len(record)
         finally:
@@ -113,7 +114,9 @@ class Prepared:
         self.rejected: dict[str, list[int]] = report["rejected"]
         self.partial: list[int] = report["partial"]
         with quiet():
-            self._records = Pairs(data_dir=folder).as_data_source(_SPLIT)
+            self._records = Pairs(data_dir=folder).as_data_source(
+                _SPLIT, deserialize_method=tfds.decode.DeserializeMethod.RAW_BYTES
+            )
         if len(self._records) != report["pairs"]:
             raise ValueError(f"{folder} has {len(self._records)} records instead of {report['pairs']}")
         self[len(self) - 1]  # A shortened file fails here, not in the middle of training.
@@ -127,18 +130,28 @@ class Prepared:
         return _pair(self._records[index])
 
     def __iter__(self) -> Iterator[Pair]:
-        """All pairs in order, read many at once: 2.5 times as fast as one by one."""
+        """All pairs in order, read many at once, which is much faster than one by one."""
         for start in range(0, len(self), _READ_AT_ONCE):
             stop = min(start + _READ_AT_ONCE, len(self))
             yield from map(_pair, self._records.__getitems__(range(start, stop)))
 
 
-def _pair(record: dict[str, Any]) -> Pair:
-    return Pair(
-        source=record["source"].decode(),
-        targets=[target.decode() for target in record["targets"]],
-        line=int(record["line"]),
-    )
+# A record is a tf.train.Example, as the features of `Pairs` say. TFDS' own conversions, made for features
+# of any kind, would take ten times as long.
+def _record(pair: Pair) -> bytes:
+    example = tf_example_pb2.Example()
+    feature = example.features.feature
+    feature["source"].bytes_list.value.append(pair["source"].encode())
+    feature["targets"].bytes_list.value.extend(target.encode() for target in pair["targets"])
+    feature["line"].int64_list.value.append(pair["line"])
+    return example.SerializeToString()
+
+
+def _pair(record: bytes) -> Pair:
+    feature = tf_example_pb2.Example.FromString(record).features.feature
+    (source,), (line,) = feature["source"].bytes_list.value, feature["line"].int64_list.value
+    targets = [target.decode() for target in feature["targets"].bytes_list.value]
+    return Pair(source=source.decode(), targets=targets, line=line)
 
 
 def open_prepared(reader: Reader, folder: Path, progress: bool) -> Prepared:

@@ -3,6 +3,11 @@
 Decides the batch shapes (each costs a compilation) and the order of an epoch, from
 lengths alone. Must not know texts, files, devices or hosts: every host that knows
 the lengths makes the same plan.
+
+Two measures of padding, for a batch costs two things. Its arrays are as large as its
+shape, a rectangle of rows x (S + T) cells that was compiled for. Its recurrences stop at
+the longest pair, so they walk only rows x (longest source + longest target in the batch).
+The shapes are chosen for the first, the companions of a pair for the second.
 """
 
 from __future__ import annotations
@@ -18,6 +23,17 @@ _GRID = 64
 _ROUNDS = 20
 # Random starts for each number of shapes.
 _STARTS = 6
+# Pools that a shape's pairs are dealt into before like lengths are put together, and the fewest
+# batches worth a pool. Fewer pools pad less, and let the same pairs meet more often.
+_POOLS = 8
+_POOL_BATCHES = 8
+# What an epoch costs, in cells walked. A cell of the arrays: embeddings, input projections and
+# attention are computed for the whole rectangle, and are about half as dear as the recurrences.
+_ARRAY_CELL = 0.5
+# An update beside its cells, as a share of a full batch's: the optimizer reads every parameter.
+_UPDATE = 0.1
+# A shape, in full batches: a compilation takes as long as some twenty updates on a CPU, over ten epochs.
+_COMPILATION = 2.0
 
 Corner = tuple[int, int]
 
@@ -51,54 +67,94 @@ class PlannedBatch(NamedTuple):
 class Plan:
     """The batches of every epoch: made by `make_plan`.
 
+    Args:
+      buckets: the batch shapes.
+      members: positions of each shape's pairs.
+      source, target: lengths of all pairs.
+      seed, shuffle: as in `make_plan`.
+
     Attributes:
       buckets: the batch shapes, smallest first.
       batches_per_epoch: batches in an epoch, the same in every epoch.
-      padding: share of an epoch's source and target cells that hold no token, filler
-        rows included.
+      padding: share of the cells walked in epoch 0 (rows, filler rows included, times the
+        batch's longest source and longest target) that hold no token; a shuffled epoch differs
+        from another by some thousandths.
+      array_padding: share of the cells of an epoch's arrays that hold no token.
     """
 
     def __init__(
         self,
         buckets: Sequence[Bucket],
         members: Sequence[np.ndarray],
-        tokens: int,
+        source: np.ndarray,
+        target: np.ndarray,
         *,
         seed: int,
         shuffle: bool,
     ):
         self.buckets = tuple(buckets)
         self._members = tuple(members)
+        self._source, self._target = source, target
         self._seed = seed
         self._shuffle = shuffle
-        batches = [-(-len(ids) // bucket.rows) for ids, bucket in zip(members, buckets, strict=True)]
-        cells = sum(
-            number * bucket.rows * (bucket.source + bucket.target)
-            for number, bucket in zip(batches, buckets, strict=True)
-        )
-        self.batches_per_epoch = sum(batches)
-        self.padding = 1.0 - tokens / cells
+        first = self.epoch(0)
+        tokens = int(source.sum() + target.sum())
+        walked = sum(self.buckets[index].rows * self._longest(ids) for index, ids in first)
+        cells = sum(rows * (S + T) for rows, S, T in (self.buckets[index] for index, _ in first))
+        self.batches_per_epoch = len(first)
+        self.padding = 1.0 - tokens / walked
+        self.array_padding = 1.0 - tokens / cells
 
     def epoch(self, epoch: int) -> list[PlannedBatch]:
         """The batches of an epoch: a pure function of lengths, seed and epoch.
 
-        Every pair is in exactly one batch. With shuffling, which pairs meet in a batch and
-        the order of the batches change from epoch to epoch; without, all epochs are the
-        same, ordered by bucket and position.
+        Every pair is in exactly one batch, and a shape's batches have equally many pairs, give
+        or take one in each. With shuffling, a shape's pairs are dealt into pools at random,
+        pairs of like lengths are put together within a pool, and the batches of all shapes are
+        shuffled: so which pairs meet and the order of the batches change from epoch to epoch.
+        A pair whose lengths are rare has few pairs to meet. Without shuffling all epochs are the
+        same, ordered by shape, and all pairs of a shape are one pool.
 
         Args:
           epoch: number of the epoch, from 0.
         """
         rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-        batches = []
+        batches: list[PlannedBatch] = []
         for index, (bucket, ids) in enumerate(zip(self.buckets, self._members, strict=True)):
+            number = -(-len(ids) // bucket.rows)
+            pools = min(max(number // _POOL_BATCHES, 1), _POOLS) if self._shuffle else 1
             order = rng.permutation(ids) if self._shuffle else ids
-            batches += [
-                PlannedBatch(index, order[at : at + bucket.rows]) for at in range(0, len(order), bucket.rows)
-            ]
+            start = 0
+            for pool in range(pools):
+                end = number * (pool + 1) // pools
+                pooled = order[len(ids) * start // number : len(ids) * end // number]
+                batches += [PlannedBatch(index, alike) for alike in self._alike(pooled, end - start)]
+                start = end
         if self._shuffle:
             return [batches[index] for index in rng.permutation(len(batches))]
         return batches
+
+    def _alike(self, ids: np.ndarray, number: int) -> list[np.ndarray]:
+        """Cuts pairs into so many batches of like lengths.
+
+        Halves them by source or by target length, whichever leaves fewer cells to walk, and
+        goes on with the halves (as a k-d tree does: Bentley 1975). Pairs of equal lengths stay
+        in the order given.
+        """
+        if number == 1:
+            return [ids]
+        low = number // 2
+        ways = []
+        for lengths in (self._source, self._target):
+            order = ids[np.argsort(lengths[ids], kind="stable")]
+            halves = np.split(order, [len(ids) * low // number])
+            ways.append((low * self._longest(halves[0]) + (number - low) * self._longest(halves[1]), halves))
+        _, (short, long) = min(ways, key=lambda way: way[0])
+        return self._alike(short, low) + self._alike(long, number - low)
+
+    def _longest(self, ids: np.ndarray) -> int:
+        """Cells a row walks in a batch of these pairs."""
+        return int(self._source[ids].max()) + int(self._target[ids].max())
 
 
 def make_plan(
@@ -120,11 +176,14 @@ def make_plan(
     the others.
 
     The search adds rectangles one at a time. For each number of them it moves one after
-    another to where an epoch has the fewest cells (source and target, padding and filler
-    rows included) until no move helps, from a few starts, and keeps the best; all places of one
-    rectangle are compared at once through sums over the histogram of lengths. A shape must
-    pay for its compilation: the number of shapes minimises the cells of an epoch plus one
-    batch of the single-shape plan for every shape, so a small corpus gets few shapes.
+    another to where an epoch's arrays have the fewest cells (source and target, padding and
+    filler rows included) until no move helps, from a few starts, and keeps the best; all places
+    of one rectangle are compared at once through sums over the histogram of lengths.
+
+    A shape must pay for its compilation, so a small corpus gets few: the number of shapes
+    minimises what an epoch costs. That counts the cells of the arrays, the updates (many, where
+    a rectangle is so long that few rows fit the budget) and the shapes, at the prices above; the
+    cells walked are left out, as they hardly depend on the shapes.
 
     Args:
       source_lengths: source positions of each pair, EOS included.
@@ -158,21 +217,14 @@ def make_plan(
     pairs = np.bincount(flat, minlength=len(source_grid) * len(target_grid))
     pairs_ST = pairs.reshape(len(source_grid), len(target_grid))
     search = _Search(source_grid, target_grid, pairs_ST, batch_tokens, rows_multiple)
-    corners = search.run(max_shapes)
-
-    bucket_of_pair = search.assign(corners).ravel()[flat]
+    shapes = [(int(source_grid[row]), int(target_grid[column])) for row, column in search.run(max_shapes)]
     found: list[tuple[Bucket, np.ndarray]] = []
-    for index in range(len(corners)):
-        ids = np.flatnonzero(bucket_of_pair == index)
-        if len(ids):
-            # The grid may be coarser than the lengths.
-            longest = int(target[ids].max())
-            most = _most_rows(longest, batch_tokens, rows_multiple)
-            rows = _even_rows(len(ids), most, rows_multiple)
-            found.append((Bucket(int(rows), int(source[ids].max()), longest), ids))
+    for (high, wide), ids in _tight(shapes, source, target):
+        rows = _even_rows(len(ids), _most_rows(wide, batch_tokens, rows_multiple), rows_multiple)
+        found.append((Bucket(int(rows), high, wide), ids))
     found.sort(key=lambda item: (item[0].source + item[0].target, item[0]))
     buckets, members = zip(*found, strict=True)
-    return Plan(buckets, members, int(source.sum() + target.sum()), seed=seed, shuffle=shuffle)
+    return Plan(buckets, members, source, target, seed=seed, shuffle=shuffle)
 
 
 class _Search:
@@ -196,25 +248,30 @@ class _Search:
         self._pairs_ST = pairs_ST
         self._pair_cells_ST = source_S[:, None] + target_T[None, :]
         self._most_rows_T = _most_rows(target_T, batch_tokens, rows_multiple)
+        self._full_batch = 2 * batch_tokens
         self._rows_multiple = rows_multiple
         self._last: Corner = (len(source_S) - 1, len(target_T) - 1)
 
     def run(self, max_shapes: int) -> list[Corner]:
         """The corners that `make_plan` describes."""
         corners = best = [self._last]
-        cells, batches = self._cost(corners)
-        batch = cells / batches
-        price = cells + batch
+        price = self._price(corners)
         for number in range(2, max_shapes + 1):
             starts = [[*corners, self._best_corner(corners)], *self._drawn(number)]
             corners = min((self._descend(start) for start in starts), key=lambda end: self._cost(end)[0])
-            now = self._cost(corners)[0] + number * batch
+            now = self._price(corners)
             if now < price:
                 best, price = corners, now
         return best
 
+    def _price(self, corners: list[Corner]) -> float:
+        """What an epoch costs that depends on the shapes, in cells walked."""
+        cells, batches = self._cost(corners)
+        full_batches = _UPDATE * batches + _COMPILATION * len(corners)
+        return _ARRAY_CELL * cells + full_batches * self._full_batch
+
     def assign(self, corners: list[Corner]) -> np.ndarray:
-        """Index of the cheapest rectangle that holds each cell of the histogram, [S, T]."""
+        """Index of the rectangle of fewest cells that holds each cell of the histogram, [S, T]."""
         assigned_ST = np.zeros(self._pairs_ST.shape, np.int64)
         # Dearest first: cheaper ones overwrite.
         for index in sorted(range(len(corners)), key=lambda index: -self._pair_cells_ST[corners[index]]):
@@ -231,7 +288,7 @@ class _Search:
             yield [self._last, *((int(row), int(column)) for row, column in zip(*drawn, strict=True))]
 
     def _cost(self, corners: list[Corner]) -> tuple[int, int]:
-        """Cells and batches of an epoch."""
+        """Cells of an epoch's arrays, and its batches."""
         assigned_ST = self.assign(corners)
         pairs = np.bincount(assigned_ST.ravel(), self._pairs_ST.ravel(), len(corners)).astype(np.int64)
         cells = np.array([self._pair_cells_ST[corner] for corner in corners])
@@ -273,6 +330,25 @@ class _Search:
     def _rows(self, pairs: np.ndarray, most: np.ndarray) -> np.ndarray:
         """Rows of an epoch's batches for so many pairs."""
         return -(-pairs // most) * _even_rows(pairs, most, self._rows_multiple)
+
+
+def _tight(
+    shapes: list[tuple[int, int]], source: np.ndarray, target: np.ndarray
+) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
+    """The shapes, no longer than the pairs that have none with fewer cells, and these pairs.
+
+    A shape that shrinks may become the better one for pairs of another, which then shrinks too.
+    """
+    while True:
+        shape_of_pair = np.zeros(len(source), np.int64)
+        # Dearest first: cheaper ones overwrite.
+        for index, (high, wide) in sorted(enumerate(shapes), key=lambda item: -sum(item[1])):
+            shape_of_pair[(source <= high) & (target <= wide)] = index
+        members = [ids for index in range(len(shapes)) if len(ids := np.flatnonzero(shape_of_pair == index))]
+        tight = [(int(source[ids].max()), int(target[ids].max())) for ids in members]
+        if tight == shapes:
+            return zip(shapes, members, strict=True)
+        shapes = tight
 
 
 def _most_rows(target: Any, batch_tokens: int, rows_multiple: int) -> Any:

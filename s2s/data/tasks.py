@@ -17,6 +17,7 @@ import random
 from collections.abc import Callable, Iterator, Sequence
 from typing import TypeVar
 
+from babel import Locale
 from babel.dates import format_date
 from num2words import num2words
 
@@ -175,6 +176,8 @@ _PARTS_OF_DAY = (
 )  # fmt: skip
 _FIRST_DAY = datetime.date(1900, 1, 1).toordinal()
 _LAST_DAY = datetime.date(2049, 12, 31).toordinal()
+# Looked up once: the name of a locale would be parsed for every date.
+_GERMAN, _ENGLISH = Locale("de"), Locale("en")
 # A Monday, to name weekdays by.
 _MONDAY = datetime.date(2024, 1, 1)
 
@@ -194,11 +197,11 @@ def _day(dice: _Dice) -> datetime.date:
 
 
 def _de(day: datetime.date, pattern: str) -> str:
-    return format_date(day, pattern, locale="de")
+    return format_date(day, pattern, locale=_GERMAN)
 
 
 def _en(day: datetime.date, pattern: str) -> str:
-    return format_date(day, pattern, locale="en")
+    return format_date(day, pattern, locale=_ENGLISH)
 
 
 def _weekday(dice: _Dice) -> Pair:

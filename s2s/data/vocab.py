@@ -7,6 +7,7 @@ pairs come from nor what is done with the ids.
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import io
 import itertools
@@ -24,7 +25,7 @@ from tqdm import tqdm
 
 from s2s.batch import BOS, EOS, PAD, SPECIALS, UNK
 from s2s.config import VocabConfig
-from s2s.data.corpora import Corpus, Pair
+from s2s.data.corpora import Corpus, Pair, cache_folder
 
 # Pairs a SentencePiece model is trained on at most; a larger corpus is sampled.
 TRAIN_PAIRS = 1_000_000
@@ -32,6 +33,8 @@ TRAIN_PAIRS = 1_000_000
 UNKNOWN = "⁇"
 # What SentencePiece writes for the space before a word.
 _SPACE = "▁"
+# Part of every cache key: raise it when the same pairs would give other vocabularies.
+_FORMAT_VERSION = 1
 # A fixed number: SentencePiece's results depend on it, and must not on the machine's cores.
 _THREADS = 4
 
@@ -223,6 +226,37 @@ def split_symbols(text: str, separator: str) -> list[str]:
     if separator == " ":
         return [symbol for symbol in text.split(" ") if symbol]
     return text.split(separator) if text else []
+
+
+def open_vocabularies(
+    corpus: Corpus, cfg: VocabConfig, *, seed: int, cache: str | None, progress: bool = True
+) -> Vocabularies:
+    """Trains the vocabularies of both sides, or reads what an earlier call left in the cache.
+
+    The cache is keyed by everything that decides the result; a damaged entry is made anew.
+
+    Args:
+      corpus, cfg, seed, progress: as in `train_vocabularies`.
+      cache: folder of everything prepared; None: s2s in the user's cache folder.
+
+    Raises:
+      VocabularyError: as `train_vocabularies`, or the cache cannot be written.
+    """
+    version = [_FORMAT_VERSION, sentencepiece.__version__, TRAIN_PAIRS]
+    parts = [*version, corpus.fingerprint, dataclasses.asdict(cfg), seed]
+    folder = cache_folder(cache) / "vocab" / _hash(json.dumps(parts).encode())[:32]
+    try:
+        return load_vocabularies(folder, cfg)
+    except VocabularyError:  # new, or damaged
+        vocabs = train_vocabularies(corpus, cfg, seed=seed, progress=progress)
+    try:
+        save_vocabularies(vocabs, folder)
+    except OSError as error:
+        raise VocabularyError(
+            f"the cache {folder.parent} cannot be written ({error.strerror}): make room or rights there, "
+            "or set config.data.cache to another folder"
+        ) from error
+    return vocabs
 
 
 def train_vocabularies(corpus: Corpus, cfg: VocabConfig, *, seed: int, progress: bool = True) -> Vocabularies:

@@ -164,33 +164,82 @@ def to_global(batch: Tree, mesh: Mesh) -> Tree:
 
 
 def jit_train_step(step: Callable[..., Any], mesh: Mesh) -> Any:
-    """Compiles ``step(state, batch) -> (state, metrics)`` over the mesh.
+    """Compiles ``step(state, batch, total) -> (state, metrics)`` over the mesh.
 
-    The state's memory is given away to the new state. Sums over the batch's rows
-    become sums over all devices of all processes by themselves.
+    The state's memory is given away to the new state. Every device computes with its own rows alone,
+    whatever order or loops the step makes of them; ``total`` turns a tree of sums over those rows into
+    that over the rows of all devices of all processes. All that comes out must be made from totals.
     """
-    whole = replicated(mesh)
-    return jax.jit(step, in_shardings=(whole, by_rows(mesh)), out_shardings=(whole, whole), donate_argnums=0)
+
+    def own_rows(state: Any, batch: Any) -> Any:
+        return step(state, batch, _total(mesh))
+
+    return jax.jit(
+        _on_each_device(own_rows, mesh),
+        in_shardings=(replicated(mesh), by_rows(mesh)),
+        out_shardings=replicated(mesh),
+        donate_argnums=0,
+    )
 
 
 def jit_eval_step(step: Callable[..., Any], mesh: Mesh) -> Any:
-    """Compiles ``step(params, batch) -> sums`` over the mesh; every device gets the sums."""
-    return jax.jit(step, in_shardings=(replicated(mesh), by_rows(mesh)), out_shardings=replicated(mesh))
+    """Compiles ``step(params, batch) -> sums`` over the mesh: sums over each device's own rows are added up.
+
+    Every device gets the sums over all rows.
+    """
+
+    def own_rows(params: Any, batch: Any) -> Any:
+        return _total(mesh)(step(params, batch))
+
+    return jax.jit(
+        _on_each_device(own_rows, mesh),
+        in_shardings=(replicated(mesh), by_rows(mesh)),
+        out_shardings=replicated(mesh),
+    )
+
+
+def _on_each_device(function: Callable[..., Any], mesh: Mesh) -> Callable[..., Any]:
+    """``function(whole, rows) -> whole`` as what each device does by itself."""
+    if mesh.size == 1:
+        return function
+    whole, rows = PartitionSpec(), PartitionSpec(AXIS)
+    # Not checked: a loop that starts from zeros would have to be told that they differ between devices.
+    return jax.shard_map(function, mesh=mesh, in_specs=(whole, rows), out_specs=whole, check_vma=False)
+
+
+def _total(mesh: Mesh) -> Callable[[Tree], Tree]:
+    """Adds up over devices; on one it does nothing, where an all-reduce would still copy."""
+    return (lambda tree: tree) if mesh.size == 1 else (lambda tree: jax.lax.psum(tree, AXIS))
 
 
 def jit_rows_step(step: Callable[..., Any], mesh: Mesh) -> Any:
     """Compiles ``step(params, batch, *rest)`` whose every output has the batch's rows first.
 
-    For decoding on a `local_mesh`: outputs stay cut by rows. The inputs keep the shardings
-    of `replicate` and `to_global`.
+    For decoding on a `local_mesh`: every device works on its own rows alone, as long as these take, and
+    outputs stay cut by rows. ``batch`` may be any tree of `to_global`; ``params`` and ``rest`` are whole.
     """
-    return jax.jit(step, out_shardings=by_rows(mesh))
+
+    def own_rows(params: Any, batch: Any, *rest: Any) -> Any:
+        if mesh.size == 1:
+            return step(params, batch, *rest)
+        whole, rows = PartitionSpec(), PartitionSpec(AXIS)
+        specs = (whole, rows, *[whole] * len(rest))
+        spread = jax.shard_map(step, mesh=mesh, in_specs=specs, out_specs=rows, check_vma=False)
+        return spread(params, batch, *rest)
+
+    return jax.jit(own_rows, out_shardings=by_rows(mesh))
 
 
 def abstract_replicated(tree: Tree, mesh: Mesh) -> Tree:
     """Shapes with the sharding of `replicate`, for arrays that are to be read from disk."""
     whole = replicated(mesh)
     return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole), tree)
+
+
+def abstract_by_rows(batch: Tree, mesh: Mesh) -> Tree:
+    """Shapes of a whole batch with the sharding of `to_global`, to compile for it ahead of it."""
+    rows = by_rows(mesh)
+    return jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=rows), batch)
 
 
 def jit_init(make: Callable[[], Any], mesh: Mesh) -> Any:

@@ -117,7 +117,7 @@ class RateState(NamedTuple):
 
     Attributes:
       step: updates made; int32.
-      learning_rate: of the last update (of the first one before it); float32.
+      learning_rate: of the last update, 0 before the first; float32.
     """
 
     step: jax.Array
@@ -129,7 +129,8 @@ def make_optimizer(cfg: OptimConfig, schedule: optax.Schedule) -> optax.Gradient
 
     "adamw" decays every parameter, at the learning rate (Loshchilov and Hutter 2019, algorithm 2).
     Everything but the structure may be traced: built inside a traced function with a schedule
-    and numbers that are traced scalars, one program serves many learning rates.
+    and numbers that are traced scalars, one program serves many learning rates. The first state
+    does not depend on the schedule.
 
     Args:
       cfg: the rule and its numbers.
@@ -148,8 +149,7 @@ def _descend(schedule: optax.Schedule) -> optax.GradientTransformation:
     """optax.scale_by_learning_rate, but the rate it used can be read."""
 
     def init(params: Any) -> RateState:
-        step = jnp.zeros((), jnp.int32)
-        return RateState(step, jnp.asarray(schedule(step), jnp.float32))
+        return RateState(jnp.zeros((), jnp.int32), jnp.zeros((), jnp.float32))
 
     def update(updates: Any, state: RateState, params: Any = None) -> tuple[Any, RateState]:
         rate = jnp.asarray(schedule(state.step), jnp.float32)

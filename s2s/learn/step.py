@@ -121,13 +121,14 @@ def evaluation_params(state: TrainState) -> Params:
 
 def make_train_step(
     graphdef: nnx.GraphDef, cfg: Config, optimizer: optax.GradientTransformation
-) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes one update on the mean smoothed cross-entropy of all target tokens of a batch.
 
     The batch is cut into ``cfg.optim.accumulate`` pieces; gradients of sums add up over them and are
-    divided once by the token count of the whole, so the pieces weigh what their tokens weigh and
-    dropout apart the update is that of the whole batch. Luong et al. divide by sentences; we divide
-    by tokens. A batch without a target token has gradient 0.
+    divided once by the token count of the whole, so the pieces weigh what their tokens weigh and the
+    update is that of the whole batch. Luong et al. divide by sentences; we divide by tokens. A batch
+    without a target token has gradient 0. Dropout's masks belong to pairs: the order of the rows, the
+    pieces and the padding change nothing.
 
     The moving average follows ema <- d ema + (1 - d) params, d = min(cfg.optim.ema, (1 + n) / (10 + n))
     after n earlier updates: its start at the initial parameters is forgotten fast, as in
@@ -139,33 +140,38 @@ def make_train_step(
       optimizer: from `s2s.learn.optim.make_optimizer`.
 
     Returns:
-      A pure function (state, batch) -> (state, metrics). It raises ValueError while tracing when the
-      rows of the batch cannot be cut into ``cfg.optim.accumulate`` equal pieces.
+      A pure function (state, batch, total) -> (state, metrics). Where the batch is only a share of the
+      rows of an update, ``total`` turns a tree of sums over the share into that over all rows; it is
+      called once, and without it the batch is the whole. The function raises ValueError while tracing
+      when the rows of the batch cannot be cut into ``cfg.optim.accumulate`` equal pieces.
     """
     pieces = cfg.optim.accumulate
 
     def objective(params: Params, batch: Batch, key: jax.Array) -> tuple[jax.Array, Sums]:
-        logits_BTV, _ = merge(graphdef, params)(batch, _dropout(cfg.model, key))
-        sums = cross_entropy(logits_BTV, batch.target_BT, batch.target_mask_BT, cfg.optim.label_smoothing)
+        model = merge(graphdef, params)
+        output_BTH, _ = model(batch, _dropout(cfg.model, key, batch.index_B))
+        target = batch.target_BT, batch.target_mask_BT
+        sums = cross_entropy(output_BTH, model.softmax(), *target, cfg.optim.label_smoothing)
         return sums.loss, sums
 
     gradient = jax.grad(objective, has_aux=True)
 
     def accumulated(params: Params, batch: Batch, key: jax.Array) -> tuple[Params, Sums]:
         if pieces == 1:
-            return gradient(params, batch, jax.random.fold_in(key, 0))
+            return gradient(params, batch, key)
 
-        def add(carry: tuple[Params, Sums], piece: tuple[Batch, jax.Array]) -> tuple[Any, None]:
-            grads, sums = gradient(params, piece[0], jax.random.fold_in(key, piece[1]))
+        def add(carry: tuple[Params, Sums], piece: Batch) -> tuple[tuple[Params, Sums], None]:
+            grads, sums = gradient(params, piece, key)
             return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
 
         start = (jax.tree.map(jnp.zeros_like, params), Sums.zero())
-        total, _ = jax.lax.scan(add, start, (_cut(batch, pieces), jnp.arange(pieces)))
-        return total
+        return jax.lax.scan(add, start, _cut(batch, pieces))[0]
 
-    def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    def train_step(
+        state: TrainState, batch: Batch, total: Callable[[Any], Any] = lambda tree: tree
+    ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
-        grads, sums = accumulated(state.params, batch, key)
+        grads, sums = total(accumulated(state.params, batch, key))
         tokens = jnp.maximum(sums.tokens, 1.0)
         grads = jax.tree.map(lambda grad: grad / tokens, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
@@ -188,23 +194,24 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Sums]:
     """
 
     def eval_step(params: Params, batch: Batch) -> Sums:
-        logits_BTV, _ = merge(graphdef, params)(batch, None)
-        return cross_entropy(logits_BTV, batch.target_BT, batch.target_mask_BT)
+        model = merge(graphdef, params)
+        output_BTH, _ = model(batch)
+        return cross_entropy(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT)
 
     return eval_step
 
 
-def _dropout(cfg: ModelConfig, key: jax.Array) -> Dropout:
+def _dropout(cfg: ModelConfig, key: jax.Array, rows_B: jax.Array) -> Dropout:
     own = (cfg.embedding_dropout, cfg.layer_dropout, cfg.attentional_dropout)
     embedding, layer, attentional = (cfg.dropout if rate is None else rate for rate in own)
-    return Dropout(key=key, embedding=embedding, layer=layer, attentional=attentional)
+    return Dropout(key, rows_B, embedding=embedding, layer=layer, attentional=attentional)
 
 
 def _cut(batch: Batch, pieces: int) -> Batch:
     """[B, ...] -> [pieces, B / pieces, ...]; piece i has rows i, i + pieces, ...
 
-    Rows are dealt out rather than cut in blocks so that, with B spread over devices, every device
-    has its share of every piece and no row moves.
+    Rows are dealt out rather than cut in blocks so that filler rows, which come last, do not all
+    fall to one piece.
     """
     rows = batch.target_BT.shape[0]
     if rows % pieces:

@@ -15,6 +15,7 @@ from flax import nnx
 from jax.nn import initializers
 
 from s2s.nn.encoder import Memory
+from s2s.nn.product import product
 
 _glorot = initializers.glorot_uniform()
 
@@ -63,7 +64,7 @@ class General(nnx.Module):
 
     def prepare(self, memory_BSM: jax.Array) -> jax.Array:
         """keys_BSH: W_a h_j."""
-        return memory_BSM @ self.memory_kernel[...].astype(self.dtype)
+        return product(memory_BSM, self.memory_kernel[...].astype(self.dtype))
 
     def __call__(self, query_BTH: jax.Array, keys_BSH: jax.Array) -> jax.Array:
         """scores_BTS."""
@@ -94,11 +95,11 @@ class Concat(nnx.Module):
 
     def prepare(self, memory_BSM: jax.Array) -> jax.Array:
         """keys_BSH: the memory's share of W_a [s_t; h_j]."""
-        return memory_BSM @ self.memory_kernel[...].astype(self.dtype)
+        return product(memory_BSM, self.memory_kernel[...].astype(self.dtype))
 
     def __call__(self, query_BTH: jax.Array, keys_BSH: jax.Array) -> jax.Array:
         """scores_BTS."""
-        query_BTH = query_BTH @ self.query_kernel[...].astype(self.dtype)
+        query_BTH = product(query_BTH, self.query_kernel[...].astype(self.dtype))
         hidden_BTSH = jnp.tanh(query_BTH[:, :, None, :] + keys_BSH[:, None, :, :])
         return hidden_BTSH @ self.vector[...].astype(self.dtype)
 

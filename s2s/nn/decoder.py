@@ -14,12 +14,15 @@ from flax import nnx
 from jax.nn import initializers
 
 from s2s.config import ModelConfig
+from s2s.nn import cudnn
 from s2s.nn.attention import make_attention
 from s2s.nn.bridge import BRIDGES
 from s2s.nn.cells import State, init_gates
 from s2s.nn.dropout import OFF, Dropout
 from s2s.nn.encoder import Memory
+from s2s.nn.product import product
 from s2s.nn.recurrent import Stack
+from s2s.nn.scan import scan
 
 _glorot = initializers.glorot_uniform()
 
@@ -58,13 +61,14 @@ class Decoder(nnx.Module):
         self.reads_summary = cfg.attention == "fixed"
         if self.reads_summary:
             self.summary_kernel = init_gates(_glorot, rngs, cfg.memory, cfg.hidden, cell.gates, param_dtype)
+        # What joins the gates at every step from outside is nothing that cuDNN could add.
+        self.recurrence = "scan" if cfg.input_feeding or self.reads_summary else cfg.recurrence
         self.bridge = BRIDGES[cfg.bridge](
             cfg.encoder_depth, cfg.layers, cell.state_size, cfg.memory, cfg.hidden, **keywords
         )
         self.attention = make_attention(cfg.attention, cfg.window, cfg.hidden, cfg.memory, **keywords)
-        self.attentional = nnx.Linear(
-            self.attention.features + cfg.hidden, cfg.hidden, use_bias=False, kernel_init=_glorot, **keywords
-        )
+        read = self.attention.features + cfg.hidden
+        self.attentional_kernel = nnx.Param(_glorot(rngs.params(), (read, cfg.hidden), param_dtype))
 
     def start(self, memory: Memory, beams: int) -> DecoderState:
         """The state before the first token, the same for every beam."""
@@ -75,22 +79,38 @@ class Decoder(nnx.Module):
         )
         return DecoderState(cells, jnp.zeros((sentences, beams, self.feeds), self.dtype))
 
-    def step(
-        self, memory: Memory, state: DecoderState, y_BKE: jax.Array
-    ) -> tuple[DecoderState, jax.Array, jax.Array]:
-        """One token for every beam: the next state, attentional_BKH and align_BKS."""
-        gates_BKG = self._project(memory, y_BKE, same_axis=1)
-        return self._step(memory, state, gates_BKG, OFF)
+    def read(self, y: jax.Array) -> jax.Array:
+        """What embedded tokens add to the first layer's gates whatever came before: [..., E] -> [..., G]."""
+        return self.stack.project(y)
 
-    def run(self, memory: Memory, y_BTE: jax.Array, dropout: Dropout = OFF) -> tuple[jax.Array, jax.Array]:
-        """All tokens at once: attentional_BTH and align_BTS.
+    def step(
+        self, memory: Memory, state: DecoderState, gates_BKG: jax.Array
+    ) -> tuple[DecoderState, jax.Array, jax.Array]:
+        """One token for every beam, by its `read`: the next state, attentional_BKH and align_BKS."""
+        return self._step(memory, state, self._with_summary(memory, gates_BKG, same_axis=1), OFF)
+
+    def run(
+        self, memory: Memory, y_BTE: jax.Array, dropout: Dropout = OFF, turns: jax.Array | None = None
+    ) -> tuple[jax.Array, jax.Array]:
+        """All tokens at once.
 
         Without input feeding nothing in the recurrence depends on attention, which is
         then one batched product over all positions.
+
+        Args:
+          memory: of the sources.
+          y_BTE: embedded tokens, as read.
+          dropout: rates and masks.
+          turns: positions walked, as in `s2s.nn.scan.scan`; None: all.
+
+        Returns:
+          attentional_BTH and align_BTS; from position ``turns`` on they mean nothing.
         """
-        gates_TBG = self._project(memory, jnp.swapaxes(y_BTE, 0, 1), same_axis=0)
+        if self.recurrence == "cudnn" and cudnn.available():
+            return self._attend(memory, self.stack.read(y_BTE, self.bridge(memory.states), dropout))
+        gates_TBG = self._with_summary(memory, self.read(jnp.swapaxes(y_BTE, 0, 1)), same_axis=0)
         if not self.feeds:
-            query_TBH, _ = self.stack.run(gates_TBG, self.bridge(memory.states), dropout)
+            query_TBH, _ = self.stack.run(gates_TBG, self.bridge(memory.states), dropout, turns)
             return self._attend(memory, jnp.swapaxes(query_TBH, 0, 1))
 
         def body(state: DecoderState, inputs: tuple[jax.Array, jax.Array]) -> tuple[DecoderState, Any]:
@@ -99,21 +119,21 @@ class Decoder(nnx.Module):
             return state, [output_BK[:, 0] for output_BK in outputs]
 
         steps = gates_TBG, jnp.arange(y_BTE.shape[1])
-        _, outputs = jax.lax.scan(body, self.start(memory, 1), steps)
+        turns = jnp.asarray(y_BTE.shape[1]) if turns is None else turns
+        _, outputs = scan(body, self.start(memory, 1), steps, turns)
         attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
         return attentional_BTH, align_BTS
 
-    def _project(self, memory: Memory, y: jax.Array, *, same_axis: int) -> jax.Array:
+    def _with_summary(self, memory: Memory, gates: jax.Array, *, same_axis: int) -> jax.Array:
         """The share of the first layer's gates that needs no state.
 
         Args:
           memory: of the sources.
-          y: y_TBE or y_BKE.
+          gates: that of the tokens, gates_TBG or gates_BKG.
           same_axis: the axis of T or K, along which the summary is the same.
         """
-        gates = self.stack.project(y)
         if self.reads_summary:
-            summary_BG = memory.summary_BM @ self.summary_kernel[...].astype(self.dtype)
+            summary_BG = product(memory.summary_BM, self.summary_kernel[...].astype(self.dtype))
             gates = gates + jnp.expand_dims(summary_BG, same_axis)
         return gates
 
@@ -121,7 +141,7 @@ class Decoder(nnx.Module):
         self, memory: Memory, state: DecoderState, gates_BKG: jax.Array, dropout: Dropout
     ) -> tuple[DecoderState, jax.Array, jax.Array]:
         if self.feeds:
-            gates_BKG = gates_BKG + state.feed_BKH @ self.feed_kernel[...].astype(self.dtype)
+            gates_BKG = gates_BKG + product(state.feed_BKH, self.feed_kernel[...].astype(self.dtype))
         cells = self.stack.step(state.cells, gates_BKG, dropout)
         attentional_BKH, align_BKS = self._attend(memory, cells[-1][0])
         feed_BKH = attentional_BKH if self.feeds else state.feed_BKH
@@ -129,4 +149,5 @@ class Decoder(nnx.Module):
 
     def _attend(self, memory: Memory, query_BTH: jax.Array) -> tuple[jax.Array, jax.Array]:
         context_BTM, align_BTS = self.attention(query_BTH, memory)
-        return jnp.tanh(self.attentional(jnp.concatenate([context_BTM, query_BTH], axis=-1))), align_BTS
+        read_BTE = jnp.concatenate([context_BTM, query_BTH], axis=-1)
+        return jnp.tanh(product(read_BTE, self.attentional_kernel[...].astype(self.dtype))), align_BTS

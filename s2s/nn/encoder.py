@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from s2s.nn import cudnn
 from s2s.nn.cells import CELLS, State
 from s2s.nn.dropout import OFF, Dropout, drop
 from s2s.nn.recurrent import run
@@ -43,8 +44,16 @@ class Encoder(nnx.Module):
     """
 
     def __init__(
-        self, name: str, in_features: int, hidden: int, layers: int, bidirectional: bool, **keywords: Any
+        self,
+        name: str,
+        in_features: int,
+        hidden: int,
+        layers: int,
+        bidirectional: bool,
+        recurrence: str = "scan",
+        **keywords: Any,
     ):
+        self.recurrence = recurrence
         outputs = 2 * hidden if bidirectional else hidden
         sizes = [in_features] + [outputs] * (layers - 1)
         self.forward = nnx.List([CELLS[name](size, hidden, **keywords) for size in sizes])
@@ -57,11 +66,13 @@ class Encoder(nnx.Module):
         x, states = x_BSE, []
         for layer, forward in enumerate(self.forward):
             if layer:
-                x = drop(x, dropout.layer, dropout.at(layer).key)
+                x = drop(x, dropout.layer, dropout.at(layer))
             zero = forward.zero_state(x.shape[:1])
-            ways = [run(forward, x, mask_BS, zero)]
-            if self.backward:
-                ways.append(run(self.backward[layer], x, mask_BS, zero, reverse=True))
+            cells = [forward, self.backward[layer]] if self.backward else [forward]
+            if self.recurrence == "cudnn" and cudnn.available():
+                ways = cudnn.read(cells, x, mask_BS, [zero] * len(cells))
+            else:
+                ways = [run(cell, x, mask_BS, zero, reverse=bool(way)) for way, cell in enumerate(cells)]
             x = jnp.concatenate([outputs for outputs, _ in ways], axis=-1)
             parts = zip(*(state for _, state in ways), strict=True)
             states.append(tuple(jnp.concatenate(part, axis=-1) for part in parts))

@@ -1,4 +1,4 @@
-"""The whole model: tokens in, logits out, for training and for search.
+"""The whole model: tokens in, and out what a softmax makes of them, for training and for search.
 
 Decides embeddings, the softmax, what they share, and where dropout falls. Must not
 know losses, search or files.
@@ -22,6 +22,8 @@ from s2s.config import ModelConfig
 from s2s.nn.decoder import Decoder, DecoderState
 from s2s.nn.dropout import OFF, Dropout, drop
 from s2s.nn.encoder import Encoder, Memory
+from s2s.nn.recurrent import longest
+from s2s.nn.softmax import Softmax
 from s2s.shapes import check_shapes
 
 __all__ = ["DecoderState", "Memory", "Seq2Seq"]
@@ -80,7 +82,13 @@ class Seq2Seq(nnx.Module):
         if cfg.tie != "all":
             self.source_embedding = table(source_vocab, 1.0)
         self.encoder = Encoder(
-            cfg.cell, cfg.embedding, cfg.encoder_units, cfg.encoder_depth, cfg.bidirectional, **keywords
+            cfg.cell,
+            cfg.embedding,
+            cfg.encoder_units,
+            cfg.encoder_depth,
+            cfg.bidirectional,
+            cfg.recurrence,
+            **keywords,
         )
         self.decoder = Decoder(cfg, **keywords)
         if cfg.tie == "none":
@@ -93,14 +101,15 @@ class Seq2Seq(nnx.Module):
         self.tie = cfg.tie
 
     def __call__(self, batch: Batch, dropout: Dropout | None = None) -> tuple[jax.Array, jax.Array]:
-        """logits_BTV and align_BTS of a batch, the true target tokens being read."""
+        """What the softmax reads, and align_BTS, of a batch whose true target tokens are read."""
         check_shapes(
             source_BS=batch.source_BS,
             source_length_B=batch.source_length_B,
             target_BT=batch.target_BT,
             target_length_B=batch.target_length_B,
         )
-        return self.teacher_forced(self.encode(batch, dropout), batch.target_BT, dropout)
+        memory = self.encode(batch, dropout)
+        return self.teacher_forced(memory, batch.target_BT, batch.target_length_B, dropout)
 
     def encode(self, batch: Batch, dropout: Dropout | None = None) -> Memory:
         """The memory of the batch's sources; the decoder needs nothing else of them."""
@@ -111,58 +120,81 @@ class Seq2Seq(nnx.Module):
         return memory._replace(keys=self.decoder.attention.prepare(memory.memory_BSM))
 
     def teacher_forced(
-        self, memory: Memory, target_BT: jax.Array, dropout: Dropout | None = None
+        self,
+        memory: Memory,
+        target_BT: jax.Array,
+        target_length_B: jax.Array,
+        dropout: Dropout | None = None,
     ) -> tuple[jax.Array, jax.Array]:
         """Predicts every target token from the true ones before it.
 
         Args:
           memory: of the sources.
           target_BT: tokens to predict; what is read is BOS and all but the last.
+          target_length_B: real positions of each; the longest is as far as the decoder walks.
           dropout: None: evaluation.
 
         Returns:
-          logits_BTV and align_BTS, both float32 at least. Positions after EOS are
-          finite and mean nothing.
+          output_BTH, of which `softmax` makes the logits of the tokens to predict, and align_BTS,
+          float32 at least. Positions after EOS are finite and mean nothing.
         """
         dropout = dropout or OFF
         read_BT = jnp.concatenate([jnp.full_like(target_BT[:, :1], BOS), target_BT[:, :-1]], axis=1)
         y_BTE = self._embed(self.target_embedding, read_BT, dropout.at(_TARGET))
-        attentional_BTH, align_BTS = self.decoder.run(memory, y_BTE, dropout.at(_DECODER))
-        attentional_BTH = drop(attentional_BTH, dropout.attentional, dropout.at(_SOFTMAX).key)
-        return self._logits(attentional_BTH), align_BTS
+        turns = longest(target_length_B)
+        attentional_BTH, align_BTS = self.decoder.run(memory, y_BTE, dropout.at(_DECODER), turns)
+        attentional_BTH = drop(attentional_BTH, dropout.attentional, dropout.at(_SOFTMAX))
+        return self._output(attentional_BTH), align_BTS
+
+    def softmax(self) -> Softmax:
+        """The softmax over target tokens; a tied one is the embedding table as it is stored."""
+        if self.tie == "none":
+            return Softmax(self.softmax_kernel[...], self.softmax_bias[...])
+        return Softmax(self.target_embedding[...], self.softmax_bias[...], vocab_axis=0)
 
     def start(self, memory: Memory, beams: int) -> DecoderState:
         """The decoder's state before BOS is read, leaves [B, K, ...]."""
         return self.decoder.start(memory, beams)
 
+    def read_all(self) -> jax.Array:
+        """What each target token adds to the decoder's gates, gates_VG: cheaper once than step by step
+        where more tokens are read than the vocabulary has.
+        """
+        return self.decoder.read(self.target_embedding[...].astype(self.dtype))
+
     def advance(
-        self, memory: Memory, state: DecoderState, token_BK: jax.Array
+        self,
+        memory: Memory,
+        state: DecoderState,
+        token_BK: jax.Array,
+        gates_VG: jax.Array | None = None,
     ) -> tuple[DecoderState, jax.Array, jax.Array]:
         """Reads one token a beam.
 
+        Args:
+          memory: of the sources.
+          state: before the tokens.
+          token_BK: the tokens.
+          gates_VG: `read_all`, from which they are looked up; None: they are read one by one.
+
         Returns:
-          The next state; log_probs_BKV of the next token in nats; align_BKS. The memory
+          The next state; logits_BKV of the next token, float32 at least; align_BKS. The memory
           is read by all beams of a sentence and never repeated.
         """
-        y_BKE = self._embed(self.target_embedding, token_BK, OFF)
-        state, attentional_BKH, align_BKS = self.decoder.step(memory, state, y_BKE)
-        return state, jax.nn.log_softmax(self._logits(attentional_BKH), axis=-1), align_BKS
+        if gates_VG is None:
+            gates_BKG = self.decoder.read(self._embed(self.target_embedding, token_BK, OFF))
+        else:
+            gates_BKG = jnp.take(gates_VG, token_BK, axis=0)
+        state, attentional_BKH, align_BKS = self.decoder.step(memory, state, gates_BKG)
+        return state, self.softmax().logits(self._output(attentional_BKH)), align_BKS
 
     def _embed(self, table_VE: nnx.Param, token: jax.Array, dropout: Dropout) -> jax.Array:
         embedded = jnp.take(table_VE[...], token, axis=0).astype(self.dtype)
-        return drop(embedded, dropout.embedding, dropout.key)
+        return drop(embedded, dropout.embedding, dropout)
 
-    def _logits(self, attentional: jax.Array) -> jax.Array:
-        """[..., H] -> [..., V], in float32 at least."""
-        if self.tie == "none":
-            kernel = self.softmax_kernel[...]
-        else:
-            kernel = self.target_embedding[...].T
-            if hasattr(self, "to_embedding"):
-                attentional = self.to_embedding(attentional)
-        precise = jnp.promote_types(self.dtype, jnp.float32)
-        logits = jnp.matmul(attentional, kernel.astype(self.dtype), preferred_element_type=precise)
-        return logits + jnp.broadcast_to(self.softmax_bias[...].astype(precise), logits.shape)
+    def _output(self, attentional: jax.Array) -> jax.Array:
+        """What the softmax reads: the attentional vector, in a table's E features if they are not H."""
+        return self.to_embedding(attentional) if hasattr(self, "to_embedding") else attentional
 
 
 _glorot = initializers.glorot_uniform()

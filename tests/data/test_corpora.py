@@ -108,6 +108,23 @@ def test_random_access_reaches_every_pair_of_a_larger_corpus():
             corpus[wrong]
 
 
+def test_tfds_reads_the_same_from_the_folder():
+    import tensorflow_datasets as tfds
+
+    write("train.src", "Füße\n\nb\n")
+    write("train.ref0", "feet\nx\n\n")
+    write("train.ref1", "paws\nx\nb b\n")
+    corpus = open_pairs("train", source="src", target="ref0,ref1", progress=False)
+    (home,) = prepared_folders()
+    (version,) = home.rglob("features.json")
+    records = tfds.builder_from_directory(version.parent).as_data_source("pairs")
+    assert [
+        (record["source"].decode(), [target.decode() for target in record["targets"]], int(record["line"]))
+        for record in records
+    ] == [(pair["source"], pair["targets"], pair["line"]) for pair in corpus]
+    assert len(corpus) == 2 and corpus[0]["targets"] == ["feet", "paws"] and corpus[1]["line"] == 3
+
+
 def test_a_suffix_may_have_dots_and_a_prefix_may_be_a_file_too():
     write("data", "not these")
     write("data.de.tok", "a\n")

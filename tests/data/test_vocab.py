@@ -193,6 +193,48 @@ def test_save_and_load(tmp_path, kind, shared):
         assert before.encode("Ein Mann.") == after.encode("Ein Mann.")
 
 
+class Named(list):
+    """A corpus that is known by a fingerprint."""
+
+    fingerprint = "of these pairs"
+
+
+def test_vocabularies_are_trained_once(tmp_path, monkeypatch):
+    trained = []
+
+    def counted(corpus, cfg, **options):
+        trained.append((corpus.fingerprint, cfg.size, options["seed"]))
+        return train(corpus, cfg, **options)
+
+    monkeypatch.setattr(vocab_lib, "train_vocabularies", counted)
+    corpus, cfg = Named(CORPUS), VocabConfig(size=120)
+
+    def prints(**changes):
+        given = {"corpus": corpus, "cfg": cfg, "seed": 1, **changes}
+        vocabs = vocab_lib.open_vocabularies(**given, cache=str(tmp_path), progress=False)
+        return [vocab.fingerprint for vocab in vocabs]
+
+    first = prints()
+    assert prints() == first and len(trained) == 1
+    for path in tmp_path.rglob("target.model"):
+        path.write_bytes(b"damaged")
+    assert prints() == first and len(trained) == 2
+    other = Named(CORPUS[:2])
+    other.fingerprint = "of others"
+    prints(corpus=other)
+    prints(seed=2)
+    prints(cfg=VocabConfig(size=100))
+    assert len(trained) == len(set(trained)) + 1 == 5
+
+
+def test_a_cache_of_vocabularies_that_cannot_be_written(tmp_path):
+    (tmp_path / "file").write_text("in the way")
+    with pytest.raises(VocabularyError, match="file/vocab cannot be written.*config.data.cache"):
+        vocab_lib.open_vocabularies(
+            Named(CORPUS), VocabConfig(size=120), seed=1, cache=str(tmp_path / "file"), progress=False
+        )
+
+
 @pytest.mark.parametrize("kind", ("bpe", "symbols"))
 def test_missing_and_damaged_files(tmp_path, kind):
     cfg = VocabConfig(kind=kind, size=120)

@@ -79,10 +79,10 @@ def test_teacher_forced_is_step_by_step_for_every_beam(model):
     memory, state = model.start(model.params, BATCH)
     token_BK = np.full_like(target_BTK[:, 0], BOS)
     for t in range(4):
-        state, log_probs_BKV, align_BKS = model.advance(model.params, memory, state, token_BK)
+        state, logits_BKV, align_BKS = model.advance(model.params, memory, state, token_BK)
         token_BK = target_BTK[:, t]
         for beam, (logits_BTV, align_BTS) in enumerate(forced):
-            np.testing.assert_allclose(log_probs_BKV[:, beam], jax.nn.log_softmax(logits_BTV[:, t]), **CLOSE)
+            np.testing.assert_allclose(logits_BKV[:, beam], logits_BTV[:, t], **CLOSE)
             np.testing.assert_allclose(align_BKS[:, beam], align_BTS[:, t], **CLOSE)
     for leaf in jax.tree.leaves(state):
         assert leaf.shape[:2] == (4, 2)
@@ -173,7 +173,7 @@ def test_half_precision_is_close(name):
         assert leaf.dtype == jnp.float32 and np.isfinite(leaf).all()
     memory, state = half.start(params, BATCH)
     assert {leaf.dtype for leaf in jax.tree.leaves(state)} == {jnp.dtype(jnp.bfloat16)}
-    after, log_probs_BKV, _ = half.advance(params, memory, state, np.full((4, 2), BOS, np.int32))
-    assert log_probs_BKV.dtype == jnp.float32
+    after, logits_BKV, _ = half.advance(params, memory, state, np.full((4, 2), BOS, np.int32))
+    assert logits_BKV.dtype == jnp.float32
     before, after = (jax.tree.map(lambda x: (x.shape, x.dtype), tree) for tree in (state, after))
     assert before == after

@@ -11,6 +11,7 @@ import pytest
 from s2s import config
 from s2s.batch import EOS, Batch
 from s2s.config import Config, ModelConfig, OptimConfig
+from s2s.infra import sharding
 from s2s.learn import optim, step
 from s2s.learn.loss import Sums, cross_entropy
 from s2s.nn.dropout import Dropout
@@ -80,6 +81,10 @@ def assert_equal(one, other):
     assert_close(one, other, rtol=0, atol=0)
 
 
+def logits(model, batch):
+    return model.softmax().logits(model(batch)[0])
+
+
 def kinds(tree):
     return jax.tree.map(lambda x: (x.shape, x.dtype), tree)
 
@@ -141,7 +146,7 @@ def test_sgd_step_is_the_slope_of_the_mean_loss(x64):
     wide = jax.tree.map(lambda x: x.astype(jnp.float64), state.params)
     batch = example()
 
-    forward = jax.jit(lambda params: step.merge(graphdef, params)(batch)[0])
+    forward = jax.jit(lambda params: logits(step.merge(graphdef, params), batch))
 
     def mean_loss(params):
         logits_BTV = np.asarray(forward(params), np.float64)
@@ -170,12 +175,12 @@ def test_sgd_step_is_the_slope_of_the_mean_loss(x64):
 
 
 def test_pieces_are_one_batch():
-    # Rows of different lengths: a mean of means would differ.
+    """With dropout. Rows are of different lengths: a mean of means would differ."""
     batches = [example(seed=seed, filler=(3,)) for seed in range(2)]
     fields = {"label_smoothing": 0.1, "clip_norm": 0.3}
-    whole, whole_metrics = trained(configured(**fields), batches)
+    whole, whole_metrics = trained(configured(DROPPING, **fields), batches)
     for pieces in (2, 8):
-        cut, metrics = trained(configured(accumulate=pieces, **fields), batches)
+        cut, metrics = trained(configured(DROPPING, accumulate=pieces, **fields), batches)
         assert_close(cut.params, whole.params, rtol=1e-5, atol=1e-6)
         assert_close(metrics, whole_metrics, rtol=2e-5)
 
@@ -224,7 +229,7 @@ def test_loss_falls_and_a_batch_without_tokens_has_gradient_zero(name):
 DROPPING = {"dropout": 0.3, "layers": 2}
 
 
-def test_dropout_depends_on_seed_step_and_piece_alone():
+def test_dropout_depends_on_seed_step_and_pair_alone():
     cfg = configured(DROPPING)
     batch = example()
     _, state, train_step = compiled(cfg)
@@ -233,11 +238,24 @@ def test_dropout_depends_on_seed_step_and_piece_alone():
     losses.add(float(trained(configured({"layers": 2}), [batch])[1].sums.loss))
     assert len(losses) == 6
     assert_equal(train_step(state, batch), train_step(state, batch))
-    # Equal rows in different pieces have different masks.
-    equal = Batch(*(np.repeat(x[: ROWS // 2], 2, axis=0) for x in batch))
-    half = Batch(*(x[: ROWS // 2] for x in batch))
-    both = trained(configured(DROPPING, accumulate=2), [equal])[1].sums.loss
-    assert not np.isclose(both, 2 * train_step(state, half)[1].sums.loss, rtol=1e-4)
+    # Equal sentences in other pairs have other masks.
+    renumbered = batch._replace(index_B=batch.index_B + ROWS)
+    assert not np.isclose(*(train_step(state, b)[1].sums.loss for b in (batch, renumbered)), rtol=1e-4)
+
+
+@pytest.mark.parametrize("feeding", [False, True])
+def test_the_layout_of_a_batch_changes_nothing(feeding):
+    """With dropout: the order of rows, filler rows, further padding."""
+    cfg = configured({**DROPPING, "input_feeding": feeding})
+    batch = example()
+    state, metrics = trained(cfg, [batch, batch])
+    wider = jax.tree.map(lambda x: np.pad(x, [(0, 3)] * x.ndim), batch)
+    wider.index_B[ROWS:] = -1
+    order_B = np.random.default_rng(0).permutation(ROWS + 3)
+    other = jax.tree.map(lambda x: x[order_B], wider)
+    other_state, other_metrics = trained(cfg, [other, other])
+    assert_close(other_metrics, metrics, rtol=2e-5)
+    assert_close(other_state.params, state.params, rtol=1e-5, atol=1e-6)
 
 
 SITES = ("embedding_dropout", "layer_dropout", "attentional_dropout")
@@ -247,10 +265,11 @@ SITES = ("embedding_dropout", "layer_dropout", "attentional_dropout")
 def test_a_site_has_its_own_rate_or_the_common_one(site):
     batch = example()
     graphdef, state, _ = compiled(configured({site: 0.3, "layers": 2}))
-    key = jax.random.fold_in(jax.random.fold_in(jax.random.wrap_key_data(state.key), 0), 0)
+    key = jax.random.fold_in(jax.random.wrap_key_data(state.key), 0)
     rates = {name.removesuffix("_dropout"): 0.3 if name == site else 0.0 for name in SITES}
-    logits_BTV, _ = jax.jit(step.merge(graphdef, state.params))(batch, Dropout(key, **rates))
-    expected = cross_entropy(logits_BTV, batch.target_BT, batch.target_mask_BT).loss
+    model = step.merge(graphdef, state.params)
+    output_BTH, _ = jax.jit(model)(batch, Dropout(key, batch.index_B, **rates))
+    expected = cross_entropy(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT).loss
 
     own = trained(configured({site: 0.3, "layers": 2}), [batch])[1].sums.loss
     np.testing.assert_allclose(own, expected, rtol=1e-5)
@@ -355,16 +374,24 @@ def test_replicas_under_vmap_are_runs_of_their_own():
     assert not np.isclose(metrics.sums.loss[0], metrics.sums.loss[1], rtol=1e-3)
 
 
-def test_four_devices_are_one():
-    batches = [example(seed=seed) for seed in range(2)]
-    cfg = configured(DROPPING, accumulate=2, label_smoothing=0.1)
-    alone, alone_metrics = trained(cfg, batches)
-    mesh = jax.sharding.Mesh(np.array(jax.devices()[:4]), "data")
-    whole = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec())
-    rows = jax.sharding.NamedSharding(mesh, jax.sharding.PartitionSpec("data"))
-    _, state, train_step = built(cfg)
-    train_step = jax.jit(train_step, in_shardings=(whole, rows), out_shardings=whole)
+@pytest.mark.parametrize("pieces", [1, 2])
+def test_eight_devices_are_one(pieces):
+    """With dropout, and fewer real rows on some devices than on others, or none."""
+    fields = {"accumulate": pieces, "label_smoothing": 0.1, "clip_norm": 0.3}
+    rows = 8 * pieces
+    batches = [example(rows, seed=seed, filler=range(rows - 3, rows)) for seed in range(2)]
+    alone, alone_metrics = trained(configured(DROPPING, **fields), batches)
+    mesh = sharding.make_mesh()
+    graphdef, state, train_step = built(configured(DROPPING, **fields))
+    state = sharding.replicate(state, mesh)
+    train_step = sharding.jit_train_step(train_step, mesh)
     for batch in batches:
-        state, metrics = train_step(state, batch)
+        state, metrics = train_step(state, sharding.to_global(batch, mesh))
     assert_close(state.params, alone.params, rtol=1e-5, atol=1e-6)
     assert_close(metrics, alone_metrics, rtol=2e-5)
+    for leaf in jax.tree.leaves(state):
+        copies = [np.asarray(shard.data) for shard in leaf.addressable_shards]
+        assert len(copies) == 8 and all(np.array_equal(copy, copies[0]) for copy in copies)
+    evaluate = step.make_eval_step(graphdef)
+    spread = sharding.jit_eval_step(evaluate, mesh)(state.params, sharding.to_global(batch, mesh))
+    assert_close(spread, jax.jit(evaluate)(alone.params, batch), rtol=1e-5)

@@ -42,7 +42,7 @@ def test_parameter_names_are_a_file_format():
             for name, shape in (("kernel", (6, 6)), ("bias", (6,)))
         },
         "decoder/attention/score/memory_kernel": (6, 6),
-        "decoder/attentional/kernel": (12, 6),
+        "decoder/attentional_kernel": (12, 6),
         "softmax_kernel": (6, 11),
         "softmax_bias": (11,),
     }

@@ -1,37 +1,85 @@
-"""Two epochs of real batches compile an update once a shape, and move nothing unasked."""
+"""An update is compiled once a batch shape, nothing moves unasked, and a second run compiles nothing."""
+
+import collections
+import json
+import os
+import subprocess
+import sys
 
 import jax
+import numpy as np
+import pytest
 
 from s2s import config as config_lib
-from s2s.data import corpora, encode, pipeline, plan, vocab
+from s2s.data import pipeline
 from s2s.infra import sharding
-from s2s.learn import optim
-from s2s.learn import step as step_lib
+from s2s.prepare import prepare
+from s2s.workdir import Workdir
+from tests.system.conftest import ROOT, small
+
+
+def test_one_compilation_a_batch_shape(tmp_path, cache):
+    programs = []
+
+    def listen(event, seconds, *, fun_name="", **_):
+        if event == "/jax/core/compile/backend_compile_duration":
+            programs.append(fun_name)
+
+    cfg = config_lib.freeze(small(data__cache=str(cache), data__task_size=600, data__batch_tokens=256))
+    mesh = sharding.make_mesh()
+    jax.monitoring.register_event_duration_secs_listener(listen)
+    try:
+        ready = prepare(cfg, Workdir(tmp_path), mesh, print)
+        assert len(ready.layout.buckets) == 2
+        state = ready.state
+        with ready.train_step as train_step:
+            for epoch in range(2):
+                first_epoch = list(programs) if epoch else []
+                for batch in pipeline.batches(ready.encoded, ready.layout, epoch=epoch):
+                    with jax.transfer_guard("disallow"):
+                        state, _ = train_step(state, sharding.to_global(batch, mesh))
+    finally:
+        jax.monitoring.unregister_event_duration_listener(listen)
+    assert int(state.step) == 2 * ready.layout.batches_per_epoch
+    assert programs == first_epoch
+    assert sorted(collections.Counter(programs).values())[-2:] == [1, 2], programs
+
+
+# Trains in a new process, and says how many programs were asked for and how many of them were kept.
+COUNTED = """
+import collections, sys, jax
+from absl import flags
+from s2s import config, train
 from tests.system.conftest import small
 
+flags.FLAGS.mark_as_parsed()
+counts = collections.Counter()
+jax.monitoring.register_event_listener(lambda event, **_: counts.update([event.rpartition("/")[2]]))
+# One shape: programs that are not needed before the end may or may not be compiled.
+shape = dict(data__task_size=400, data__max_shapes=1)
+settings = small(data__cache=sys.argv[1], **shape, run__steps=2, run__metric="loss")
+train.run(config.freeze(settings), sys.argv[2])
+print(counts["compile_requests_use_cache"], counts["cache_hits"])
+"""
 
-def test_one_compilation_a_batch_shape(cache):
-    cfg = config_lib.freeze(small(data__cache=str(cache), data__task_size=600, data__batch_tokens=256))
-    corpus = corpora.open_corpus(cfg.data, "train", seed=1, progress=False)
-    vocabs = vocab.train_vocabularies(corpus, cfg.data.vocab, seed=1, progress=False)
-    encoded = encode.encode_corpus(
-        corpus, vocabs, max_source=None, max_target=None, cache=str(cache), progress=False
-    )
-    mesh = sharding.make_mesh()
-    layout = plan.make_plan(
-        encoded.source_lengths, encoded.target_lengths, batch_tokens=256, max_shapes=2,
-        rows_multiple=sharding.rows_multiple(mesh), seed=1,
-    )  # fmt: skip
-    assert len(layout.buckets) == 2
-    optimizer = optim.make_optimizer(
-        cfg.optim, optim.make_schedule(cfg.optim, steps_per_epoch=10, total_steps=100)
-    )
-    graphdef, state = step_lib.init_state(cfg, vocabs.source.size, vocabs.target.size, optimizer, 1)
-    state = sharding.replicate(state, mesh)
-    train_step = sharding.jit_train_step(step_lib.make_train_step(graphdef, cfg, optimizer), mesh)
-    for epoch in range(2):
-        for batch in pipeline.batches(encoded, layout, epoch=epoch):
-            with jax.transfer_guard("disallow"):
-                state, _ = train_step(state, sharding.to_global(batch, mesh))
-    assert int(state.step) == 2 * layout.batches_per_epoch
-    assert train_step._cache_size() == len(layout.buckets)
+
+@pytest.mark.slow
+def test_a_second_run_compiles_nothing(tmp_path):
+    env = {
+        key: value
+        for key, value in os.environ.items()
+        if key not in ("JAX_COMPILATION_CACHE_DIR", "XLA_FLAGS")
+    }
+    found, results = [], []
+    for name in ("first", "second"):
+        done = subprocess.run(
+            [sys.executable, "-c", COUNTED, str(tmp_path / "cache"), str(tmp_path / name)],
+            cwd=ROOT, env=env, capture_output=True, text=True, timeout=600,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr
+        found.append([int(number) for number in done.stdout.splitlines()[-1].split()])
+        results.append(json.loads((tmp_path / name / "results.json").read_text()))
+        assert results[-1]["seconds_to_first_step"] > 0
+    (asked, kept), (asked_again, kept_again) = found
+    assert asked == asked_again == kept_again > kept
+    np.testing.assert_equal(results[0]["scores"], results[1]["scores"])

@@ -74,6 +74,11 @@ def test_a_run_leaves_everything_it_promises(trained, capsys):
     assert steps == sorted(set(steps))
     losses = [line["dev/loss"] for line in lines if "dev/loss" in line]
     assert losses[-1] < losses[0]
+    waits = [line["train/input_wait"] for line in lines if "train/loss" in line]
+    assert all(0 <= wait < 1 for wait in waits)
+    results = json.loads((trained / "results.json").read_text())
+    assert 0 <= results["input_wait"] < 1
+    assert 0 < results["padding"] <= results["array_padding"]
     # The same command again has nothing to do and says so.
     cfg = Workdir(trained).read_config()
     train.run(cfg, trained)
