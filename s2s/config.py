@@ -265,7 +265,7 @@ class SearchConfig:
       temperature: "sample" only; divides the logits.
       top_k: "sample" only: from the k likeliest tokens; 0: all.
       top_p: "sample" only: from the fewest likeliest tokens with this much probability; 1: all.
-      batch_sentences: sentences decoded together.
+      batch_sentences: sentences searched at a time; as one is done, the next takes its place.
     """
 
     name: str = "greedy"

@@ -38,8 +38,8 @@ from s2s.pick import log_total
 
 # Source lengths are rounded up to one of these, so that few programs are compiled.
 _SHORTEST_SHAPE = 16
-# A batch has its places, and behind them sentences that wait: together so many times the places
-# that as many source positions wait behind each.
+# A batch holds the sentences searched at a time and those that wait for their places: for every place
+# so many source positions, as their memories take most of the space.
 _WAITING_POSITIONS = 512
 _CHUNK_LINES = 4096
 
@@ -228,7 +228,7 @@ def _decode(
     batch, limit_B = asked
     model = step_lib.merge(graphdef, params)
     memory = _encode(model, batch, places)
-    # Most outputs are longer than eight tokens, and at every step all of a beam's hypotheses are read.
+    # Eight tokens are few for an output, and all of a beam's hypotheses read one at every step.
     reads = 8 * batch.source_BS.shape[0] * (1 if cfg.name == "greedy" else cfg.beam)
     gates_VG = model.read_all() if reads > model.target_embedding.shape[0] else None
 
@@ -342,7 +342,7 @@ def add_search_flags(parser: argparse.ArgumentParser) -> None:
     group.add_argument("--temperature", type=float, metavar="T", help="sampling temperature")
     group.add_argument("--top-k", type=int, metavar="K", help="sample from the K likeliest tokens")
     group.add_argument("--top-p", type=float, metavar="P", help="sample from the likeliest P of probability")
-    group.add_argument("--batch-sentences", type=int, metavar="N", help="sentences decoded together")
+    group.add_argument("--batch-sentences", type=int, metavar="N", help="sentences searched at a time")
 
 
 def search_config(args: argparse.Namespace, cfg: SearchConfig, *, nbest: int = 1) -> SearchConfig:

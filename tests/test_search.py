@@ -293,6 +293,22 @@ def test_what_is_done_makes_room():
         assert needed <= taken <= 1.4 * needed < by_fours
 
 
+def test_a_sentence_that_is_done_stays_as_it_is():
+    # Row 0 gives up 3 5 for 4 EOS, which is as likely and in the slot behind it; row 1 goes on.
+    likely = {(0, BOS): (3, 4), (0, 3): (5,), (0, 4): (EOS,), (0, 5): (5,), (1, BOS): (5,), (1, 5): (5,)}
+    log_probs = np.full((2, 6, 6), -20.0, np.float32)
+    for (row, token), following in likely.items():
+        log_probs[row, token, list(following)] = 0.0
+
+    def advance(context, state, token_NK):
+        logits_NKV = jnp.asarray(log_probs)[context[:, None], token_NK]
+        return state, logits_NKV, jnp.zeros(token_NK.shape), jnp.ones((*token_NK.shape, 1))
+
+    kw = dict(beam=2, n_best=1, max_length=6, source_mask_BS=jnp.ones((2, 1), bool))
+    found = search.beam(advance, jnp.arange(2), (), **kw)
+    assert found.tokens_BKT[0, 0].tolist() == [4, EOS, PAD, PAD, PAD, PAD]
+
+
 @pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
 def test_log_probabilities_are_logits_less_their_total(name):
     stand = Stand(9, V=30)
