@@ -23,10 +23,10 @@ _GRID = 64
 _ROUNDS = 20
 # Random starts for each number of shapes.
 _STARTS = 6
-# Pools that a shape's pairs are dealt into before like lengths are put together, and the fewest
-# batches worth a pool. Fewer pools pad less, and let the same pairs meet more often.
-_POOLS = 8
-_POOL_BATCHES = 8
+# Batches of a pool, within which pairs of like lengths are put together. Larger pools pad less, but batches
+# of one kind of pair teach less: with 2, 4 and 8 the model of experiments/luong_general.py ends at 99.7,
+# 98.8 and 96.1 % exact match.
+_POOL_BATCHES = 2
 # What an epoch costs, in cells walked. A cell of the arrays: embeddings, input projections and
 # attention are computed for the whole rectangle, and are about half as dear as the recurrences.
 _ARRAY_CELL = 0.5
@@ -122,7 +122,7 @@ class Plan:
         batches: list[PlannedBatch] = []
         for index, (bucket, ids) in enumerate(zip(self.buckets, self._members, strict=True)):
             number = -(-len(ids) // bucket.rows)
-            pools = min(max(number // _POOL_BATCHES, 1), _POOLS) if self._shuffle else 1
+            pools = max(number // _POOL_BATCHES, 1) if self._shuffle else 1
             order = rng.permutation(ids) if self._shuffle else ids
             start = 0
             for pool in range(pools):

