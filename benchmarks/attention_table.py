@@ -20,8 +20,8 @@ from pathlib import Path
 from typing import Any
 
 from s2s import config as config_lib
-from s2s.evaluate import label
 from s2s.infra import report
+from s2s.judge import label
 
 
 def main() -> int:

@@ -26,7 +26,7 @@ from s2s.data import corpora, encode, pipeline, plan, vocab
 from s2s.infra import sharding
 from s2s.learn import optim
 from s2s.learn import step as step_lib
-from s2s.translate import Translator
+from s2s.translator import Translator
 
 
 class Worker:

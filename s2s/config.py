@@ -41,6 +41,8 @@ METRICS = {
     "symbol_error_rate": False,
     "word_error_rate": False,
 }
+# Those of them that compare texts.
+TEXT_METRICS = tuple(name for name in METRICS if name not in ("loss", "perplexity"))
 
 
 @dataclass(frozen=True)

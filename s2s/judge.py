@@ -1,26 +1,101 @@
-"""The judge of a run: what is measured of a model while it trains, and when it is done.
+"""The judge: how well a model does on a corpus with references, while it trains and when it is done.
 
-Decides which parts are scored when, by which search, and which sentence is drawn. Must
-not know how a model learns.
+Decides which figures are reported, of which pairs, when, by which search, and which sentence is
+drawn. Must not know how a model learns, how an output is found (translator) nor how a metric is
+computed (`s2s.learn.metrics`).
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
-from s2s.config import Config
+from s2s.config import METRICS, Config
 from s2s.data import corpora, encode
 from s2s.data.vocab import Vocabularies
-from s2s.evaluate import Likelihood, default_metrics, evaluate, text_scores
 from s2s.infra import picture, sharding
 from s2s.learn import metrics as metrics_lib
-from s2s.translate import Translation, Translator, describe
+from s2s.likelihood import Likelihood
+from s2s.translator import Translation, Translator, describe
+
+
+def default_metrics(kind: str) -> tuple[str, ...]:
+    """Text metrics worth showing for a vocabulary kind, most telling first."""
+    if kind == "symbols":
+        return ("word_error_rate", "symbol_error_rate", "exact_match")
+    return ("bleu", "chrf", "ter", "exact_match")
+
+
+def text_scores(
+    hypotheses: Sequence[str], references: Sequence[Sequence[str]], vocabs: Vocabularies, names: Iterable[str]
+) -> dict[str, float]:
+    """Scores outputs against references; one list of references a hypothesis."""
+    units = metrics_lib.Units(symbols=vocabs.target.symbols, words=vocabs.target.words)
+    return {name: metrics_lib.TEXT_METRICS[name](hypotheses, references, units) for name in names}
+
+
+def by_length(
+    lengths: Sequence[int], score: Callable[[list[int]], dict[str, float]], *, width: int | None = None
+) -> list[dict[str, float | str]]:
+    """Scores pairs in classes of source length (Luong et al. 2015, figure 6).
+
+    Args:
+      lengths: source pieces of every pair.
+      score: metrics of the pairs with these numbers.
+      width: lengths in a class; None: 5, or 10 where the longest is above 40.
+    """
+    width = width or (10 if max(lengths) > 40 else 5)
+    classes: dict[int, list[int]] = {}
+    for number, length in enumerate(lengths):
+        classes.setdefault((max(length, 1) - 1) // width, []).append(number)
+    return [
+        {"length": f"{index * width + 1}-{(index + 1) * width}", "pairs": len(members), **score(members)}
+        for index, members in sorted(classes.items())
+    ]
+
+
+class Evaluation(NamedTuple):
+    """What `evaluate` found: scores by name, the outputs, and scores by source length."""
+
+    scores: dict[str, float]
+    translations: list[Translation]
+    lengths: list[dict[str, float | str]]
+
+
+def evaluate(
+    translator: Translator,
+    params: Any,
+    corpus: corpora.Corpus,
+    names: Sequence[str],
+    *,
+    progress: str | None = None,
+) -> Evaluation:
+    """Translates a corpus and scores the outputs.
+
+    Args:
+      translator: the model and how to search.
+      params: its parameters.
+      corpus: sources with references.
+      names: text metrics.
+      progress: a label to show progress under.
+    """
+    pairs = list(corpus)
+    translations = translator(params, [pair["source"] for pair in pairs], progress=progress)
+    outputs = [translation.text for translation in translations]
+    references = [pair["targets"] for pair in pairs]
+
+    def score(numbers: list[int]) -> dict[str, float]:
+        return text_scores(
+            [outputs[n] for n in numbers], [references[n] for n in numbers], translator.vocabs, names
+        )
+
+    lengths = [len(translation.source_ids) - 1 for translation in translations]
+    return Evaluation(score(list(range(len(pairs)))), translations, by_length(lengths, score))
 
 
 class Judge:
@@ -110,6 +185,22 @@ class Judge:
 
     def _local(self, params: Any) -> Any:
         return sharding.replicate(sharding.to_host(params), self._searches[0].mesh)
+
+
+def label(name: str) -> str:
+    """A metric's name for people, with its unit and an arrow to the better side."""
+    labels = {
+        "loss": "loss (nats/token)",
+        "token_accuracy": "token accuracy (%)",
+        "bleu": "BLEU",
+        "chrf": "chrF",
+        "ter": "TER",
+        "exact_match": "exact match (%)",
+        "symbol_error_rate": "symbol error rate (%)",
+        "word_error_rate": "word error rate (%)",
+    }
+    arrow = "" if name not in METRICS else " ↑" if METRICS[name] else " ↓"
+    return labels.get(name, name) + arrow
 
 
 def _draw(path: Path, translations: Sequence[Translation]) -> None:

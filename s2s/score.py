@@ -1,4 +1,4 @@
-"""Scoring: what the model thinks of given pairs (forced decoding).
+"""The scoring command: what the model thinks of given pairs.
 
     python -m s2s.score --workdir runs/mine --input pairs.tsv --source 0 --target 1
 
@@ -10,80 +10,15 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import functools
 import json
 import sys
-from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
 
-import jax
-import numpy as np
+from s2s.flags import add_pairs_flags, asked_pairs, open_text
 
-from s2s.batch import Batch
-from s2s.config import Config
-from s2s.data import corpora, encode, pipeline, plan
-from s2s.evaluate import add_pairs_flags, asked_pairs
-from s2s.infra import compilation, sharding
-from s2s.learn import step as step_lib
-from s2s.learn.loss import token_log_probs
-from s2s.translate import links, open_text
-
-
-class Score(NamedTuple):
-    """One pair under the model.
-
-    Attributes:
-      record: the pair's number in its corpus.
-      source_ids, target_ids: EOS last.
-      token_log_probs: nats, one a target token.
-      align_TS: attention from each target token to each source piece.
-    """
-
-    record: int
-    source_ids: list[int]
-    target_ids: list[int]
-    token_log_probs: np.ndarray
-    align_TS: np.ndarray
-
-
-def forced(graphdef: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
-    """Log-probability of every target token and the attention behind it.
-
-    Returns:
-      token_log_prob_BT in nats, 0 on pads; align_BTS.
-    """
-    model = step_lib.merge(graphdef, params)
-    output_BTH, align_BTS = model(batch)
-    return token_log_probs(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT), align_BTS
-
-
-def score_corpus(
-    graphdef: Any, params: Any, encoded: encode.Encoded, cfg: Config, mesh: jax.sharding.Mesh
-) -> Iterator[Score]:
-    """Scores every pair, batch by batch of similar lengths: not in corpus order."""
-    layout = plan.make_plan(
-        encoded.source_lengths,
-        encoded.target_lengths,
-        batch_tokens=cfg.data.batch_tokens,
-        max_shapes=cfg.data.max_shapes,
-        rows_multiple=sharding.rows_multiple(mesh),
-        seed=0,
-        shuffle=False,
-    )
-    compiled = sharding.jit_rows_step(functools.partial(forced, graphdef), mesh)
-    for batch in pipeline.batches(encoded, layout, epoch=0):
-        token_BT, align_BTS = sharding.to_host(compiled(params, sharding.to_global(batch, mesh)))
-        for row, index in enumerate(batch.index_B.tolist()):
-            if index < 0:
-                continue
-            source, target = int(batch.source_length_B[row]), int(batch.target_length_B[row])
-            yield Score(
-                index,
-                batch.source_BS[row, :source].tolist(),
-                batch.target_BT[row, :target].tolist(),
-                token_BT[row, :target],
-                align_BTS[row, :target, :source],
-            )
+if TYPE_CHECKING:
+    from s2s.likelihood import Score
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -98,6 +33,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--alignments", metavar="F", help="Pharaoh-format alignments, one line a pair")
     args = parser.parse_args(argv)
 
+    import numpy as np
+
+    from s2s.data import corpora, encode
+    from s2s.infra import compilation, sharding
+    from s2s.likelihood import score_corpus
+    from s2s.translator import links
     from s2s.workdir import Workdir
 
     try:

@@ -25,8 +25,8 @@ from s2s import config as config_lib
 from s2s.batch import Batch
 from s2s.config import Config, ConfigError
 from s2s.data import pipeline
-from s2s.evaluate import label
 from s2s.infra import checkpoint, picture, report, sharding
+from s2s.judge import label
 from s2s.learn import metrics as metrics_lib
 from s2s.learn import step as step_lib
 from s2s.nn import cudnn

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import importlib.util
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -35,6 +36,9 @@ GROUPS = {
     "s2s.judge": "drivers",
     "s2s.prepare": "drivers",
     "s2s.train": "drivers",
+    "s2s.translator": "drivers",
+    "s2s.likelihood": "drivers",
+    "s2s.flags": "drivers",
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
@@ -307,3 +311,14 @@ def test_every_experiment_has_its_own_name():
     names = [config.freeze(load(path).get_config()).name for path in EXPERIMENTS]
     assert len(names) == len(set(names))
     assert names == [path.stem for path in EXPERIMENTS]
+
+
+COMMANDS = ("main", "translate", "evaluate", "score")
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_a_command_reads_its_flags_before_anything_slow_is_imported(command):
+    slow = ("jax", "flax", "orbax", "grain", "tensorflow_datasets", "sacrebleu", "matplotlib", "numpy")
+    code = f"import sys, s2s.{command}; print(*(name for name in {slow!r} if name in sys.modules))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert done.stdout.split() == []

@@ -5,7 +5,8 @@ import json
 import numpy as np
 import pytest
 
-from s2s import evaluate, score, translate
+from s2s import evaluate, score, translate, translator
+from s2s.translator import Translator
 from s2s.workdir import Workdir
 from tests.system.conftest import command
 
@@ -83,7 +84,7 @@ def test_batch_composition_changes_nothing(trained):
     _, vocabs, graphdef, params = Workdir(trained).load()
     cfg, *_ = Workdir(trained).load()
     texts = ["a b c", "d e f g h i j", "k l m n", "o p a b c d e f g h"]
-    search = translate.Translator(graphdef, vocabs, cfg.search)
+    search = Translator(graphdef, vocabs, cfg.search)
     together = [translation.text for translation in search(params, texts)]
     assert together == [search(params, [text])[0].text for text in texts]
     assert together == [t.text for t in search(params, texts[::-1])][::-1]
@@ -111,7 +112,7 @@ def test_evaluate_own_files_with_two_references(trained, tmp_path, capsysbinary)
     _, vocabs, graphdef, params = Workdir(trained).load()
     cfg, *_ = Workdir(trained).load()
     sources = ["a b c d", "e f g h"]
-    outputs = [t.text for t in translate.Translator(graphdef, vocabs, cfg.search)(params, sources)]
+    outputs = [t.text for t in Translator(graphdef, vocabs, cfg.search)(params, sources)]
     pairs = tmp_path / "pairs.tsv"
     pairs.write_text("".join(f"{s}\twrong\t{o}\n" for s, o in zip(sources, outputs, strict=True)))
     arguments = ["--workdir", trained, "--input", pairs, "--source", "0", "--json"]
@@ -125,7 +126,7 @@ def test_score_agrees_with_search_and_with_evaluate(trained, tmp_path, capsysbin
     _, vocabs, graphdef, params = Workdir(trained).load()
     cfg, *_ = Workdir(trained).load()
     sources = ["a b c d", "e f g h i j", "k l"]
-    found = translate.Translator(graphdef, vocabs, cfg.search)(params, sources)
+    found = Translator(graphdef, vocabs, cfg.search)(params, sources)
     pairs, links = tmp_path / "pairs.tsv", tmp_path / "links.txt"
     pairs.write_text("".join(f"{s}\t{t.text}\n" for s, t in zip(sources, found, strict=True)))
     arguments = ["--workdir", trained, "--input", pairs, "--source", "0", "--target", "1"]
@@ -141,7 +142,7 @@ def test_score_agrees_with_search_and_with_evaluate(trained, tmp_path, capsysbin
         assert row["log_prob"] == pytest.approx(best.log_prob, abs=1e-3)
         np.testing.assert_allclose(row["token_log_probs"], best.token_log_probs, atol=1e-3)
         np.testing.assert_allclose(row["attention"], best.align_TS, atol=1e-3)
-    assert links.read_text().splitlines()[0] == translate.links(
+    assert links.read_text().splitlines()[0] == translator.links(
         found[0].source_ids, found[0].hypotheses[0].ids, found[0].hypotheses[0].align_TS, vocabs
     )
     evaluated = json.loads(run(evaluate.main, *arguments, "--json", capsysbinary=capsysbinary)[1])

@@ -23,7 +23,7 @@ def test_learns(tmp_path, cache, task, changes):
     settings = {
         "data.train": task,
         "data.cache": cache,
-        "data.task_size": 10000,
+        "data.task_size": 20000,
         "data.batch_tokens": 1024,
         "data.max_shapes": 1,
         "data.vocab.kind": "symbols",
@@ -31,8 +31,8 @@ def test_learns(tmp_path, cache, task, changes):
         "model.embedding": 32,
         "model.hidden": 64,
         "optim.learning_rate": 0.01,
-        "run.steps": 500,
-        "run.eval_every": 500,
+        "run.steps": 800,
+        "run.eval_every": 800,
         **slower,
         **changes,
     }

@@ -5,7 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 
-from s2s.translate import Translator
+from s2s.translator import Translator
 from s2s.workdir import Workdir
 
 LETTERS = "a b c d e f g h i j k l m n o p".split()
