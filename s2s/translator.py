@@ -128,7 +128,7 @@ class Translator:
         """Cuts lines, the longest first, into batches: lines, rows and source positions of each."""
         begin = 0
         while begin < len(numbers):
-            shape = _round_up(len(sources[numbers[begin]]) + 1)
+            shape = padded_length(len(sources[numbers[begin]]) + 1)
             places = self.cfg.batch_sentences
             most = places * max(1, _WAITING_POSITIONS // shape)
             batch = list(numbers[begin : begin + most])
@@ -285,7 +285,8 @@ def _encode(model: Any, batch: Batch, rows: int) -> Any:
     return lax.fori_loop(0, (real + rows - 1) // rows, add, nothing)
 
 
-def _round_up(length: int) -> int:
+def padded_length(length: int) -> int:
+    """Source positions of the batch that a sentence of so many pieces, EOS included, is searched in."""
     power = 1 << (max(length, _SHORTEST_SHAPE) - 1).bit_length()
     return 3 * power // 4 if length <= 3 * power // 4 else power
 

@@ -42,6 +42,11 @@ GROUPS = {
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
+    "s2s.batcher": "drivers",
+    "s2s.openapi": "drivers",
+    "s2s.served": "drivers",
+    "s2s.server": "drivers",
+    "s2s.serve": "drivers",
     "s2s.main": "main",
     "experiments": "experiments",
 }
@@ -313,7 +318,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score")
+COMMANDS = ("main", "translate", "evaluate", "score", "serve")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -1,0 +1,108 @@
+"""The model behind a server: opened once, compiled ahead, asked by one thread at a time.
+
+Decides which programs are compiled before they are needed. Must not know a protocol.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import threading
+from collections.abc import Sequence
+from typing import Any
+
+from s2s.data.corpora import cache_folder
+from s2s.infra import compilation, sharding
+from s2s.learn import step as step_lib
+from s2s.openapi import Limits
+from s2s.translator import Translation, Translator, padded_length
+from s2s.workdir import Workdir
+
+
+class Model:
+    """A trained model that answers (`s2s.server.Served`).
+
+    Args:
+      folder: its work directory.
+      limits: of requests: the longest sentence and the widest beam to be ready for.
+      most: sentences in a batch.
+
+    Raises:
+      WorkdirError, CheckpointError: there is no model.
+    """
+
+    def __init__(self, folder: str, limits: Limits, most: int):
+        self.cfg, self.vocabs, self._graphdef, params = Workdir(folder).load()
+        compilation.keep_programs(cache_folder(self.cfg.data.cache))
+        self._translators: dict[tuple[int, int], Translator] = {}
+        self._making = threading.Lock()
+        self._most, self._limits = most, limits
+        self.beam = 1 if self.cfg.search.name != "beam" else min(self.cfg.search.beam, limits.beam)
+        self._params = sharding.replicate(params, self._translator((self.beam, 1)).mesh)
+        self.ready = False
+        self.about = {
+            "name": self.cfg.name,
+            "parameters": step_lib.parameter_count(params),
+            "beam": self.beam,
+            "model": dataclasses.asdict(self.cfg.model),
+            "vocabularies": {"source": self.vocabs.source.size, "target": self.vocabs.target.size},
+        }
+
+    def pieces(self, texts: Sequence[str]) -> list[int]:
+        """Source pieces of sentences, EOS included."""
+        return [len(ids) + 1 for ids in self.vocabs.source.encode_all(texts)]
+
+    def translate(self, kind: tuple[int, int], texts: Sequence[str]) -> list[Translation]:
+        """Translates with (beam, n best)."""
+        return self._translator(kind)(self._params, texts)
+
+    def explain(self, text: str, beam: int) -> dict[str, Any]:
+        """What the explorer shows of one sentence."""
+        raise NotImplementedError
+
+    def page(self) -> str:
+        """The page that is served at /."""
+        raise NotImplementedError
+
+    def warm_up(self, stop: threading.Event) -> None:
+        """Compiles what the model's own search needs for one sentence or a full batch, of every length.
+
+        Ready once sentences of up to 32 pieces find their programs; other numbers of sentences
+        are compiled when they first come.
+
+        Args:
+          stop: ends it before the next program.
+        """
+        for text in self._examples():
+            for rows in (1, self._most):
+                if stop.is_set():
+                    return
+                self.translate((self.beam, 1), [text] * rows)
+            self.ready = self.ready or self.pieces([text])[0] > 24
+        self.ready = True
+
+    def _translator(self, kind: tuple[int, int]) -> Translator:
+        with self._making:
+            if kind not in self._translators:
+                beam, nbest = kind
+                search = dataclasses.replace(
+                    self.cfg.search,
+                    name="greedy" if beam == 1 else "beam",
+                    beam=beam,
+                    batch_sentences=self._most,
+                )
+                self._translators[kind] = Translator(self._graphdef, self.vocabs, search, n_best=nbest)
+            return self._translators[kind]
+
+    def _examples(self) -> list[str]:
+        """One sentence for every number of source positions that there are programs for, shortest first."""
+        source = self.vocabs.source
+        # Some piece in the middle of the vocabulary, again and again.
+        piece = source.size // 2
+        longest: dict[int, str] = {}
+        for number in range(1, self._limits.pieces + 1):
+            text = source.decode([piece] * number)
+            pieces = self.pieces([text])[0]
+            if pieces > self._limits.pieces:
+                break
+            longest.setdefault(padded_length(pieces), text)
+        return [longest[length] for length in sorted(longest)]
