@@ -38,7 +38,7 @@ class Model:
         self._most, self._limits = most, limits
         self.beam = 1 if self.cfg.search.name != "beam" else min(self.cfg.search.beam, limits.beam)
         self._params = sharding.replicate(params, self._translator((self.beam, 1)).mesh)
-        self.ready = False
+        self.ready, self.compiling = False, True
         self.about = {
             "name": self.cfg.name,
             "parameters": step_lib.parameter_count(params),
@@ -66,8 +66,8 @@ class Model:
     def warm_up(self, stop: threading.Event) -> None:
         """Compiles what the model's own search needs for one sentence or a full batch, of every length.
 
-        Ready once sentences of up to 32 pieces find their programs; other numbers of sentences
-        are compiled when they first come.
+        Ready once sentences of up to 32 pieces find their programs; other searches are compiled
+        when they are first asked for.
 
         Args:
           stop: ends it before the next program.
@@ -78,7 +78,7 @@ class Model:
                     return
                 self.translate((self.beam, 1), [text] * rows)
             self.ready = self.ready or self.pieces([text])[0] > 24
-        self.ready = True
+        self.ready, self.compiling = True, False
 
     def _translator(self, kind: tuple[int, int]) -> Translator:
         with self._making:
@@ -90,7 +90,9 @@ class Model:
                     beam=beam,
                     batch_sentences=self._most,
                 )
-                self._translators[kind] = Translator(self._graphdef, self.vocabs, search, n_best=nbest)
+                self._translators[kind] = Translator(
+                    self._graphdef, self.vocabs, search, n_best=nbest, few_programs=True
+                )
             return self._translators[kind]
 
     def _examples(self) -> list[str]:

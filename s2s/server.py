@@ -40,11 +40,13 @@ class Served(Protocol):
       about: what to tell of it; fit for JSON.
       beam: hypotheses kept where a request does not say.
       ready: whether the programs that most requests need are compiled.
+      compiling: whether others are, at this moment.
     """
 
     about: dict[str, Any]
     beam: int
     ready: bool
+    compiling: bool
 
     def pieces(self, texts: Sequence[str]) -> list[int]:
         """Source pieces of sentences, EOS included."""
@@ -153,7 +155,7 @@ def create_app(model: Served, limits: Limits, *, most: int = 64) -> Starlette:
     async def ready(request: Request) -> Response:
         if not model.ready:
             raise Refused(503, "starting", "programs are being compiled; ask again in some seconds")
-        return JSONResponse({"status": "ready"})
+        return JSONResponse({"status": "ready", "compiling": model.compiling})
 
     async def metrics(request: Request) -> Response:
         text = prometheus.generate_latest(meters.registry)

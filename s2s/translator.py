@@ -76,14 +76,24 @@ class Translator:
       cfg: how to search.
       n_best: hypotheses wanted a sentence; fewer let beam search stop earlier.
       seed: of sampling.
+      few_programs: several sentences always take all places, for whoever cannot wait for a compilation;
+        else few sentences take fewer places, which is faster where the same few come again.
     """
 
     def __init__(
-        self, graphdef: Any, vocabs: Vocabularies, cfg: SearchConfig, *, n_best: int = 1, seed: int = 0
+        self,
+        graphdef: Any,
+        vocabs: Vocabularies,
+        cfg: SearchConfig,
+        *,
+        n_best: int = 1,
+        seed: int = 0,
+        few_programs: bool = False,
     ):
         self.vocabs = vocabs
         self.cfg = cfg
         self._n_best = n_best
+        self._few_programs = few_programs
         self.mesh = sharding.local_mesh()
         self.key = jax.random.key(seed)
         self._programs: dict[int, Any] = {}
@@ -133,7 +143,8 @@ class Translator:
             most = places * max(1, _WAITING_POSITIONS // shape)
             batch = list(numbers[begin : begin + most])
             # A power of two of rows, or of places: few programs, and none for many more than there are.
-            unit = places if len(batch) > places // 4 else 1
+            few = 1 if self._few_programs else places // 4
+            unit = places if len(batch) > few else 1
             rows = min(unit << (-(-len(batch) // unit) - 1).bit_length(), most)
             devices = sharding.rows_multiple(self.mesh)
             yield batch, -(-rows // devices) * devices, shape
