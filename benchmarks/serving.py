@@ -26,27 +26,41 @@ import httpx
 from s2s.infra.report import table
 
 
-async def load(url: str, texts: list[str], clients: int) -> tuple[float, list[float], list[str]]:
+async def load(port: int, texts: list[str], clients: int) -> tuple[float, list[float], list[str]]:
     """Lets clients share the sentences: seconds in all, seconds of each sentence, and the outputs."""
     seconds, outputs = [0.0] * len(texts), [""] * len(texts)
     numbers = iter(range(len(texts)))
 
-    async def client() -> None:
-        async with httpx.AsyncClient(base_url=url, timeout=300) as connection:
-            for number in numbers:
-                began = time.perf_counter()
-                answer = await connection.post("/v1/translate", json={"text": texts[number]})
-                answer.raise_for_status()
-                seconds[number] = time.perf_counter() - began
-                found = answer.json()["translations"][0]["hypotheses"]
-                outputs[number] = found[0]["text"] if found else ""
+    async def client(reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
+        for number in numbers:
+            began = time.perf_counter()
+            found = await _ask(reader, writer, texts[number])
+            seconds[number] = time.perf_counter() - began
+            outputs[number] = found[0]["text"] if found else ""
+        writer.close()
+        await writer.wait_closed()
 
+    connections = [await asyncio.open_connection("127.0.0.1", port) for _ in range(clients)]
     began = time.perf_counter()
-    await asyncio.gather(*(client() for _ in range(clients)))
+    await asyncio.gather(*(client(*connection) for connection in connections))
     return time.perf_counter() - began, seconds, outputs
 
 
-def measure(url: str, texts: list[str], counts: list[int]) -> list[dict[str, Any]]:
+async def _ask(reader: asyncio.StreamReader, writer: asyncio.StreamWriter, text: str) -> list[dict[str, Any]]:
+    """One request on a kept connection; a client library would take longer for it than the server."""
+    body = json.dumps({"text": text}).encode()
+    head = f"POST /v1/translate HTTP/1.1\r\nHost: localhost\r\nContent-Length: {len(body)}\r\n\r\n"
+    writer.write(head.encode() + body)
+    status, *fields = (await reader.readuntil(b"\r\n\r\n")).decode().lower().splitlines()
+    length = next(int(field.split(":")[1]) for field in fields if field.startswith("content-length:"))
+    answer = json.loads(await reader.readexactly(length))
+    if " 200 " not in status:
+        raise RuntimeError(f"{status}: {answer}")
+    found: list[dict[str, Any]] = answer["translations"][0]["hypotheses"]
+    return found
+
+
+def measure(port: int, texts: list[str], counts: list[int]) -> list[dict[str, Any]]:
     """A row for every number of clients.
 
     Raises:
@@ -55,8 +69,8 @@ def measure(url: str, texts: list[str], counts: list[int]) -> list[dict[str, Any
     rows: list[dict[str, Any]] = []
     alone: list[str] = []
     for clients in counts:
-        asyncio.run(load(url, texts, clients))  # What is compiled for so many comes with the first time.
-        total, seconds, outputs = asyncio.run(load(url, texts, clients))
+        asyncio.run(load(port, texts, clients))  # What is compiled for so many comes with the first time.
+        total, seconds, outputs = asyncio.run(load(port, texts, clients))
         alone = alone or outputs
         wrong = sum(a != b for a, b in zip(alone, outputs, strict=True))
         if wrong:
@@ -101,7 +115,7 @@ def main() -> None:
             except httpx.TransportError:
                 pass
             time.sleep(0.2)
-        rows = measure(url, texts, args.clients)
+        rows = measure(port, texts, args.clients)
     finally:
         server.send_signal(signal.SIGTERM)
         server.wait()
