@@ -42,6 +42,10 @@ GROUPS = {
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
+    "s2s.collect": "drivers",
+    "s2s.rows": "drivers",
+    "s2s.tables": "drivers",
+    "s2s.report": "drivers",
     "s2s.main": "main",
     "experiments": "experiments",
 }
@@ -313,7 +317,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score")
+COMMANDS = ("main", "translate", "evaluate", "score", "report")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
