@@ -56,7 +56,10 @@ def main(argv: Sequence[str] | None = None) -> int:
         else:
             sys.stdout.write(told.encode("utf-8", "replace").decode("utf-8"))
     except (ValueError, OSError) as error:
-        print(f"s2s: {error}", file=sys.stderr)
+        from s2s.infra.formats import printable
+
+        # Names of rows and folders may hold anything.
+        print("\n".join(map(printable, f"s2s: {error}".split("\n"))), file=sys.stderr)
         return 2
     return 0
 
@@ -79,7 +82,7 @@ def _answer(args: argparse.Namespace) -> str:
 
     runs, troubles = collect.collect(args.workdirs)
     table, repeated = rows.rows(runs, _names(args.by))
-    told = collect.told([*troubles, *repeated])
+    told = [formats.printable(line) for line in collect.told([*troubles, *repeated])]
     if not table:
         raise ReportError("\n".join(["no finished run to report on", *told]))
     metrics, known = _names(args.metric) or [rows.first_metric(table)], rows.metrics_of(table)

@@ -217,7 +217,7 @@ def best_on_dev(table: Sequence[Row], fields: Sequence[str], search: str | None,
         if best:
             values = flat(best[1].cfg)
             choices.append(Choice({name: values[name] for name in names}, best[1], len(members)))
-    return sorted(choices, key=lambda choice: choice.row.number)
+    return sorted(choices, key=lambda choice: [_order(value) for value in choice.group.values()])
 
 
 class Comparison(NamedTuple):

@@ -143,9 +143,9 @@ def _chosen(asked: Question, choices: Sequence[Choice]) -> Table:
         cells.append(_mean(row.interval("dev", asked.search, metric), metric, len(row.runs)))
         cells += [_mean(row.interval("test", asked.search, one), one, len(row.runs)) for one in asked.metrics]
         rows.append(cells)
-    note = f"Chosen by the mean {label(metric)} over seeds on dev alone; no figure on test had a say."
+    note = f"Chosen by the mean {_words(metric)} over seeds on dev alone; no figure on test had a say."
     if not choices:
-        note = f"Nothing can be chosen: no run has {label(metric)} on dev."
+        note = f"Nothing can be chosen: no run has {_words(metric)} on dev."
     return Table("Best on dev", headers, rows, [note])
 
 
@@ -155,7 +155,8 @@ def _compared(metric: str, comparisons: Sequence[Comparison], part: str) -> Tabl
     headers += ["seeds: 95 % CI", "p Welch", "p randomisation of seeds"]
     rows, notes = [], []
     for one in comparisons:
-        cells = [f"#{one.a.number} {one.a.label}", f"#{one.b.number} {one.b.label}"]
+        first = f"#{one.a.number}" if several else f"#{one.a.number} {one.a.label}"
+        cells = [first, f"#{one.b.number} {one.b.label}"]
         if one.paired:
             found = one.paired
             cells += [_signed(found.difference), f"[{_signed(found.low)}, {_signed(found.high)}]"]
@@ -175,11 +176,11 @@ def _compared(metric: str, comparisons: Sequence[Comparison], part: str) -> Tabl
             f"Tests over {sentences} sentences with the outputs of seeds {', '.join(map(str, seeds))}."
         )
     if tested:
-        by = "sacreBLEU's" if metric in metrics_lib.SACREBLEU else "the"
+        swapped = ", by sacreBLEU" * (metric in metrics_lib.SACREBLEU)
         notes.append(
             "Would other sentences tell the same? The figure is the mean over seeds of the corpus score; "
-            "sentences are drawn (Koehn 2004; also for the interval) or swapped (Riezler and Maxwell 2005) "
-            f"whole, with what all seeds made of them, by {by} paired tests; the models are given."
+            "sentences are drawn (bootstrap and interval: Koehn 2004) or swapped (randomisation: Riezler and "
+            f"Maxwell 2005{swapped}) whole, with what all seeds made of them; the models are given."
         )
         if several:
             notes.append("p Holm: p randomisation, adjusted to the number of comparisons (Holm 1979).")
@@ -187,7 +188,7 @@ def _compared(metric: str, comparisons: Sequence[Comparison], part: str) -> Tabl
         "Would other seeds tell the same (Clark et al. 2011)? Welch's t-test and randomisation over the "
         "seeds' scores; the sentences are given. Every p is two-sided."
     )
-    return Table(f"Differences in {part} {label(metric)}", headers, rows, notes)
+    return Table(f"Differences in {part} {_words(metric)}", headers, rows, notes)
 
 
 def _drawings(asked: Question, comparer: Comparer) -> list[Drawing]:
@@ -239,7 +240,7 @@ def _curves(metric: str, drawn: Sequence[Row], of: str) -> Drawing | None:
                 charts.Line(_line_label(row), at, [one.mean for one in means], [one.sd for one in means])
             )
     drawing = charts.lines("curves", found, "step", f"dev {label(name)}")
-    return Drawing(f"Learning curves: dev {label(name)} by step, mean and standard deviation{of}.", drawing)
+    return Drawing(f"Learning curves: dev {_words(name)} by step, mean and standard deviation{of}.", drawing)
 
 
 def _by_length(
@@ -280,7 +281,8 @@ def _by_length(
     names = [one["length"] for one in classes]
     drawing = charts.lines("lengths", found, "source pieces", f"{asked.compared} {label(metric)}", names)
     return Drawing(
-        f"{asked.compared} {label(metric)} by source length, mean and standard deviation over seeds{of}.",
+        f"{asked.compared.capitalize()} {_words(metric)} by source length, mean and standard deviation "
+        f"over seeds{of}.",
         drawing,
     )
 
@@ -303,7 +305,8 @@ def _fields(metric: str, asked: Question) -> Drawing | None:
         return None
     drawing = charts.panels("fields", found, f"{part} {label(metric)}")
     return Drawing(
-        f"{part} {label(metric)} by each number that varies: a point a row, standard deviation over seeds.",
+        f"{part.capitalize()} {_words(metric)} by each number that varies: a point a row, standard deviation "
+        "over seeds.",
         drawing,
     )
 
@@ -315,7 +318,7 @@ def _value(value: Any) -> str:
 
 
 def _number(value: float, metric: str) -> str:
-    return f"{value:.2f}" if metric in TEXT_METRICS else f"{value:.4g}"
+    return (f"{value:.2f}" if metric in TEXT_METRICS else f"{value:.4g}").replace("-", "−")
 
 
 def _mean(found: Interval, metric: str, runs: int) -> str:
@@ -326,6 +329,11 @@ def _mean(found: Interval, metric: str, runs: int) -> str:
         low, high = _number(found.low, metric), _number(found.high, metric)
         text += f" ± {_number(found.sd, metric)} [{low}, {high}]"
     return text if found.size == runs else f"{text} ({found.size} of {runs})"
+
+
+def _words(metric: str) -> str:
+    """A metric's name in a sentence: no arrow."""
+    return label(metric).rstrip(" ↑↓")
 
 
 def _signed(value: float) -> str:

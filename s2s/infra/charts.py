@@ -73,7 +73,7 @@ def lines(name: str, found: Sequence[Line], xlabel: str, ylabel: str, ticks: Seq
             )
             middle, spread = np.asarray(line.y, float), np.nan_to_num(np.asarray(line.spread, float))
             if spread.any():
-                axes.fill_between(line.x, middle - spread, middle + spread, color=color, alpha=0.18, lw=0)
+                axes.fill_between(line.x, middle - spread, middle + spread, color=color, alpha=0.14, lw=0)
         if ticks:
             axes.set_xticks(range(len(ticks)), list(ticks))
         _ink(axes, xlabel, ylabel)
@@ -109,8 +109,8 @@ def panels(name: str, found: Sequence[Panel], ylabel: str) -> str:
                 yerr=np.nan_to_num(np.asarray(points.spread, float)),
                 fmt="o",
                 markersize=4.5,
-                color=_COLORS[0],
-                ecolor=_COLORS[0],
+                color=_INK,
+                ecolor=_INK,
                 elinewidth=1,
                 alpha=0.8,
             )

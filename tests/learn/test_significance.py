@@ -171,16 +171,14 @@ def test_bootstrap_interval_covers_the_truth():
 
 
 @pytest.mark.parametrize("name", ["bleu", "chrf", "ter"])
-def test_ps_of_one_seed_are_sacrebleus(name):
+def test_randomisation_of_one_seed_is_sacrebleus(name):
     references, one, other, a, b = systems(name, 40)
-    found = significance.paired(a, b, samples=300, resamples=200)
-    metric = metrics.SACREBLEU[name]()
-    named = [("a", one), ("b", other)]
-    for test, samples, p in (("ar", 300, found.randomisation), ("bs", 200, found.bootstrap)):
-        _, scores = PairedTest(named, {name: metric}, metrics.streams(references), test, samples)()
-        (wanted,) = (value for key, value in scores.items() if key != "System")
-        assert p == wanted[1].p_value
-        assert found.difference == pytest.approx(wanted[1].score - wanted[0].score)
+    found = significance.paired(a, b, samples=300, resamples=20)
+    metric, named = metrics.SACREBLEU[name](), [("a", one), ("b", other)]
+    _, scores = PairedTest(named, {name: metric}, metrics.streams(references), "ar", 300)()
+    (wanted,) = (value for key, value in scores.items() if key != "System")
+    assert found.randomisation == wanted[1].p_value
+    assert found.difference == pytest.approx(wanted[1].score - wanted[0].score)
 
 
 def test_our_swaps_are_sacrebleus():
