@@ -17,7 +17,7 @@ from s2s.config import Config
 from s2s.learn.metrics import Units
 from s2s.workdir import Workdir
 
-FAILURE_FILE = "failure.json"
+FAILURE_FILE, PLAN_FILE = "failure.json", "sweep.json"
 
 
 class OutputsError(ValueError):
@@ -152,6 +152,8 @@ def collect(paths: Sequence[str]) -> Found:
 
 
 def _below(folder: Path) -> Iterator[Run | Trouble]:
+    if not folder.is_dir():
+        return
     replicas = sorted(folder.glob("replica_*/"))
     if replicas:
         yield from _together(folder, len(replicas))
@@ -165,12 +167,20 @@ def _below(folder: Path) -> Iterator[Run | Trouble]:
         except OSError as error:
             yield Trouble(str(folder), "damaged", f"cannot be read: {error.strerror}")
             return
-        is_cells = folder.name == "cells"
         for path in inner:
-            below = list(_below(path))
-            if is_cells and not below:
-                below = [Trouble(str(path), "unfinished", "not begun")]
-            yield from below
+            yield from _below(path)
+        for cell in _planned(folder):
+            if not any(_below(cell)):
+                yield Trouble(str(cell), "unfinished", "not begun")
+
+
+def _planned(folder: Path) -> list[Path]:
+    """The cells that a sweep's plan names; none where there is no plan that can be read."""
+    try:
+        cells = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["cells"]
+        return [folder / "cells" / cell["name"] for cell in cells]
+    except (OSError, ValueError, KeyError, TypeError):
+        return []
 
 
 def _one(folder: Path) -> Iterator[Run | Trouble]:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
+import itertools
 import math
 import re
 from collections.abc import Sequence
@@ -304,17 +305,19 @@ class Comparer:
             zip(ours.values(), theirs.values(), strict=False)
         )
         sides: tuple[list[significance.Statistics], list[significance.Statistics]] = ([], [])
-        first: Outputs | None = None
+        texts = []
         for pair in pairs:
-            for run, side in zip(pair, sides, strict=True):
-                found, counted = self.read(run)
-                first = first or found
-                if (found.sources, found.references) != (first.sources, first.references):
-                    raise OutputsError(
-                        f"{run.folder} was tested on other sentences than {pairs[0][0].folder}"
-                    )
+            read = [self.read(run) for run in pair]
+            one, other = ((found.sources, found.references) for found, _ in read)
+            if one != other:
+                raise OutputsError(f"{pair[0].folder} and {pair[1].folder} were tested on other sentences")
+            texts.append(one)
+            for (_, counted), side in zip(read, sides, strict=True):
                 side.append(counted)
-        both = significance.over_seeds(sides[0]), significance.over_seeds(sides[1])
+        same = all(text == texts[0] for text in texts)
+        if not same and any(text == other for text, other in itertools.combinations(texts, 2)):
+            raise OutputsError("some seeds were tested on the same sentences, and some on others")
+        both = significance.over_seeds(sides[0], same), significance.over_seeds(sides[1], same)
         return tuple(run.cfg.run.seed for run, _ in pairs), both, len(both[0].counts)
 
 

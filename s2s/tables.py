@@ -279,10 +279,12 @@ def _by_length(
                 charts.Line(_line_label(row), x, [one.mean for one in means], [one.sd for one in means])
             )
     names = [one["length"] for one in classes]
+    runs = sum(len(row.runs) for row in drawn)
+    some = "" if len(members) == runs else f"; {runs - len(members)} of {runs} runs have no outputs"
     drawing = charts.lines("lengths", found, "source pieces", f"{asked.compared} {label(metric)}", names)
     return Drawing(
         f"{asked.compared.capitalize()} {_words(metric)} by source length, mean and standard deviation "
-        f"over seeds{of}.",
+        f"over seeds{of}{some}.",
         drawing,
     )
 

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from sacrebleu.metrics.base import Score
 from sacrebleu.significance import PairedTest
-from scipy import special
+from scipy import linalg, special
 
 from s2s.learn import metrics as metrics_lib
 
@@ -171,14 +171,22 @@ def statistics(
     return Statistics(counts, _percent)
 
 
-def over_seeds(seeds: Sequence[Statistics]) -> Statistics:
-    """Statistics whose score is the mean of these seeds' scores; a sentence's counts stay together."""
+def over_seeds(seeds: Sequence[Statistics], same_sentences: bool = True) -> Statistics:
+    """Statistics whose score is the mean of these seeds' scores.
+
+    Args:
+      seeds: of one metric.
+      same_sentences: every seed has the same ones, and a sentence's counts stay together; False: every
+        seed has its own, and all are sentences of their own.
+    """
     first, width = seeds[0], seeds[0].counts.shape[1]
 
     def score(sums: np.ndarray) -> np.ndarray:
         return first.score(sums.reshape(*sums.shape[:-1], -1, width)).mean(-1)
 
-    return Statistics(np.concatenate([one.counts for one in seeds], 1), score, first.sacrebleu)
+    counts = [one.counts for one in seeds]
+    together = np.concatenate(counts, 1) if same_sentences else linalg.block_diag(*counts)
+    return Statistics(together, score, first.sacrebleu)
 
 
 class Paired(NamedTuple):
@@ -209,9 +217,9 @@ def paired(
 ) -> Paired:
     """Both paired tests of b against a.
 
-    Randomisation of BLEU, chrF and TER is sacreBLEU's. Its bootstrap is not used: it compares |d*| - mean |d*|
-    with |d|, as Moses did, which is one-sided in effect; between systems of one kind it gave p <= 0.05 in
-    15 % of 200 trials (chrF, 80 sentences), the bootstrap here in 6.5 %, randomisation in 6 %.
+    Randomisation of BLEU, chrF and TER is sacreBLEU's. Its bootstrap is not used: it compares |d*| - mean
+    |d*| with |d|, as Moses did, which is one-sided in effect; between systems of one kind it gave p <= 0.05
+    in 15 % of 200 trials (chrF, 80 sentences), the bootstrap here in 6.5 %, randomisation in 6 %.
 
     Args:
       a, b: statistics of one metric, the same sentences and as many seeds.

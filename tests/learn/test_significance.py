@@ -107,6 +107,23 @@ def test_score_over_seeds_is_the_mean_of_scores():
     assert both.score(sums).shape == (2,)
 
 
+def test_seeds_with_sentences_of_their_own():
+    """The score is the mean of theirs, and swaps are those of every sentence of every seed."""
+    rng = np.random.default_rng(3)
+    sides = [
+        [ratio(np.stack([rng.integers(0, 4, size) + shift, np.full(size, 6)], 1)) for size in (4, 6)]
+        for shift in (0, 1)
+    ]
+    a, b = (significance.over_seeds(side, same_sentences=False) for side in sides)
+    assert len(a.counts) == 10
+    assert float(a.score(a.counts.sum(0))) == pytest.approx(
+        np.mean([float(one.score(one.counts.sum(0))) for one in sides[0]])
+    )
+    wanted = exact_randomisation(a, b)
+    found = significance.paired(a, b, samples=4000, resamples=10)
+    assert found.randomisation == pytest.approx(wanted, abs=4 * math.sqrt(wanted * (1 - wanted) / 4000))
+
+
 def exact_randomisation(a, b):
     """p over every one of the 2^n ways to swap."""
     observed = abs(a.score(a.counts.sum(0)) - b.score(b.counts.sum(0)))

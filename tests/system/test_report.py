@@ -166,7 +166,8 @@ def test_replicas_cells_and_an_ensemble(tmp_path, capsys):
     sweep, together = tmp_path / "sweep", tmp_path / "together"
     for hidden in (32, 64):
         make(sweep / "cells" / f"h{hidden}", model__hidden=hidden)
-    (sweep / "sweep.json").write_text("{}")
+    plan = {"cells": [{"name": name} for name in ("h32", "h64", "h128")]}
+    (sweep / "sweep.json").write_text(json.dumps(plan))
     for number in (1, 2):
         make(together / f"replica_{number:02}", seed=number, wer=10 * number, model__hidden=96)
     whole = make(together, model__hidden=96, wer=10, finished=False)
@@ -180,11 +181,12 @@ def test_replicas_cells_and_an_ensemble(tmp_path, capsys):
     assert float(found[-1]["mean"]) == 7.5
     code, out, _ = ask(tmp_path, capsys=capsys)
     assert code == 0 and "ensemble 2" in out
+    assert f"unfinished: {sweep / 'cells' / 'h128'}: not begun" in out
 
 
 def test_broken_runs_are_counted_and_told(attentions, capsys):
     make(attentions / "begun", finished=False)
-    (attentions / "cells" / "h1").mkdir(parents=True)
+    (attentions / "empty" / "h1").mkdir(parents=True)
     failed = make(attentions / "failed", finished=False)
     (failed.path / "failure.json").write_text(json.dumps({"reason": "the loss\nis not finite"}))
     (make(attentions / "failed2", finished=False).path / "failure.json").write_text("[")
@@ -196,7 +198,7 @@ def test_broken_runs_are_counted_and_told(attentions, capsys):
     damaged[4].config.write_text('{"data": {"invented": 1}}')
     code, out, _ = ask(attentions, attentions / "nothing", capsys=capsys)
     assert code == 0
-    assert "Not in the table: 2 failed, 5 damaged, 2 unfinished, 1 missing." in out
+    assert "Not in the table: 2 failed, 5 damaged, 1 unfinished, 1 missing." in out
     assert "the loss\N{REPLACEMENT CHARACTER}is not finite" in out and "no reason given" in out
     assert "9 runs" in out
 
@@ -271,10 +273,32 @@ def test_without_outputs_seeds_alone_are_compared(attentions, harm, capsys):
     flags = ["--compare", "1", "3", "--metric", metric]
     (one,) = (line for line in raw(attentions, *flags, capsys=capsys) if line["baseline"])
     assert one["p_randomisation"] == "" and float(one["p_welch"]) < 1 and float(one["p_seeds"]) <= 1
-    reason = {"gone": "cannot be read", "cut": "damaged", "other": "other sentences", "short": "23 outputs"}
+    reason = {
+        "gone": "cannot be read",
+        "cut": "damaged",
+        "other": "were tested on other sentences",
+        "short": "23 outputs",
+    }
     code, out, _ = ask(attentions, *flags, capsys=capsys)
     assert code == 0 and reason.get(harm, "no metric of texts") in out
     assert ask(attentions, *flags, "--format", "html", capsys=capsys)[0] == 0
+
+
+@pytest.mark.parametrize("seeds", [(1, 2, 3), (2, 3)])
+def test_seeds_with_sentences_of_their_own_are_compared_with_all_of_them(attentions, seeds, capsys):
+    """As generated tasks have; but where only some seeds share theirs, nobody knows what is independent."""
+    for name in ("dot", "none"):
+        for seed in seeds:
+            path = attentions / f"{name}_{seed}" / "outputs" / "test.beam.jsonl"
+            lines = [json.loads(line) for line in path.read_text().splitlines()]
+            other = {3: str(seed), 2: "more"}[len(seeds)]
+            path.write_text(
+                "".join(json.dumps(line | {"source": line["source"] + other}) + "\n" for line in lines)
+            )
+    code, out, _ = ask(attentions, "--compare", "1", "3", "--samples", 99, capsys=capsys)
+    assert code == 0
+    wanted = {3: f"{3 * SENTENCES} sentences with the outputs of seeds 1, 2, 3", 2: "and some on others"}
+    assert wanted[len(seeds)] in out
 
 
 def test_bleu_is_compared_by_sacrebleu(tmp_path, capsys):
