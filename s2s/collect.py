@@ -85,17 +85,19 @@ class Run(NamedTuple):
             with path.open(encoding="utf-8", errors="surrogatepass") as lines:
                 for line in lines:
                     values = json.loads(line)
-                    references = values["references"]
+                    references, length = values["references"], values["length"]
                     texts = [values["source"], values["output"], *references]
-                    if not references or not all(isinstance(text, str) for text in texts):
+                    if not (references and isinstance(references, list) and isinstance(length, int)):
+                        raise TypeError("a line has no list of references or no length")
+                    if not all(isinstance(text, str) for text in texts):
                         raise TypeError("a line is not of texts")
                     found.sources.append(values["source"])
                     found.references.append(references)
                     found.outputs.append(values["output"])
-                    found.lengths.append(int(values["length"]))
+                    found.lengths.append(length)
         except OSError as error:
             raise OutputsError(f"{path} cannot be read: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, RecursionError) as error:
             raise OutputsError(f"{path} is damaged: {error}") from error
         if not found.outputs or len(found.outputs) != row.get("pairs", len(found.outputs)):
             raise OutputsError(f"{path} has {len(found.outputs)} outputs for {row.get('pairs')} pairs")
@@ -118,7 +120,7 @@ class Trouble(NamedTuple):
 
 
 class Found(NamedTuple):
-    """What `collect` found, in an order that does not depend on how it was asked."""
+    """What `collect` found; troubles in the order of their folders."""
 
     runs: list[Run]
     troubles: list[Trouble]
@@ -145,10 +147,7 @@ def collect(paths: Sequence[str]) -> Found:
                 troubles[place] = one
             else:
                 runs[place, one.kind] = one
-    return Found(
-        sorted(runs.values(), key=lambda run: (os.path.realpath(run.folder), run.kind)),
-        [troubles[place] for place in sorted(troubles)],
-    )
+    return Found(list(runs.values()), [troubles[place] for place in sorted(troubles)])
 
 
 def _below(folder: Path) -> Iterator[Run | Trouble]:

@@ -11,6 +11,7 @@ import dataclasses
 import difflib
 import itertools
 import math
+import os
 import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
@@ -50,12 +51,14 @@ class Row(NamedTuple):
     Attributes:
       number: from 1, the row's name on the command line.
       fields: dotted names and values of what sets it apart.
+      shown: the same for people: without the folder that all rows' files have in common.
       runs: one a seed, by seed.
       kind: "" or the ensemble's name.
     """
 
     number: int
     fields: dict[str, Any]
+    shown: dict[str, str]
     runs: list[Run]
     kind: str
 
@@ -67,7 +70,7 @@ class Row(NamedTuple):
     @property
     def label(self) -> str:
         """What sets it apart, in one line."""
-        parts = [f"{short(name)}={value}" for name, value in self.fields.items()]
+        parts = [f"{short(name)}={value}" for name, value in self.shown.items()]
         return ", ".join(parts + [self.kind] * bool(self.kind)) or self.cfg.name
 
     def values(self, part: str, search: str | None, metric: str) -> dict[int, float]:
@@ -112,7 +115,7 @@ def rows(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Row], list[T
     unsorted = []
     for same in members:
         values = flat(same[0].cfg)
-        unsorted.append(Row(0, {name: values[name] for name in names}, same, same[0].kind))
+        unsorted.append(Row(0, {name: values[name] for name in names}, {}, same, same[0].kind))
     everything = list(flat(Config()))
 
     def order(row: Row) -> list[Any]:
@@ -120,7 +123,20 @@ def rows(runs: Sequence[Run], by: Sequence[str] = ()) -> tuple[list[Row], list[T
         return [_order(values[name]) for name in [*names, *everything] if name not in _NO_MATTER] + [row.kind]
 
     ordered = sorted(unsorted, key=order)
-    return [row._replace(number=number) for number, row in enumerate(ordered, 1)], repeated
+    columns = {name: _shown([row.fields[name] for row in ordered]) for name in names}
+    numbered = [
+        row._replace(number=at + 1, shown={name: texts[at] for name, texts in columns.items()})
+        for at, row in enumerate(ordered)
+    ]
+    return numbered, repeated
+
+
+def _shown(values: Sequence[Any]) -> list[str]:
+    """Values of one field as people write them."""
+    words = {True: "yes", False: "no", None: "-"}
+    texts = [words[value] if value is None or isinstance(value, bool) else str(value) for value in values]
+    common = os.path.commonprefix(texts) if len(texts) > 1 else ""
+    return [text[common.rfind("/") + 1 :] for text in texts]
 
 
 def flat(cfg: Config) -> dict[str, Any]:
@@ -142,12 +158,10 @@ def field(name: str) -> str:
     found = [one for one in names if one.endswith("." + wanted)]
     if len(found) == 1:
         return found[0]
-    if found:
-        raise ReportError(f"{name!r} may be {' or '.join(found)}: give the whole name")
     lasts = {one.rpartition(".")[2]: one for one in names}
-    close = difflib.get_close_matches(wanted, [*names, *lasts], 1)
-    hint = f"; did you mean {lasts.get(close[0], close[0])}?" if close else ""
-    raise ReportError(f"a config has no field {name!r}{hint}")
+    close = found or [lasts.get(one, one) for one in difflib.get_close_matches(wanted, [*names, *lasts], 1)]
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise ReportError(f"a config has no one field {name!r}{hint}")
 
 
 def short(name: str) -> str:

@@ -112,7 +112,7 @@ def _scores(asked: Question) -> Table:
     headers += [f"{part} {label(metric)}" for metric in asked.metrics for part in asked.parts]
     rows = []
     for row in asked.rows:
-        cells = [str(row.number), *(_value(value) for value in row.fields.values())]
+        cells = [str(row.number), *row.shown.values()]
         cells += [row.cfg.name] * (not fields) + [row.kind or "-"] * kinds + [str(len(row.runs))]
         if several:
             used = {(run.row(asked.parts[-1], asked.search) or {}).get("search", "-") for run in row.runs}
@@ -138,8 +138,8 @@ def _chosen(asked: Question, choices: Sequence[Choice]) -> Table:
     rows = []
     for choice in choices:
         row = choice.row
-        cells = [_value(value) for value in choice.group.values()] + [str(row.number)]
-        cells += [_value(row.fields[name]) for name in others] + [str(choice.among)]
+        cells = [row.shown.get(name, str(value)) for name, value in choice.group.items()] + [str(row.number)]
+        cells += [row.shown[name] for name in others] + [str(choice.among)]
         cells.append(_mean(row.interval("dev", asked.search, metric), metric, len(row.runs)))
         cells += [_mean(row.interval("test", asked.search, one), one, len(row.runs)) for one in asked.metrics]
         rows.append(cells)
@@ -311,12 +311,6 @@ def _fields(metric: str, asked: Question) -> Drawing | None:
         "over seeds.",
         drawing,
     )
-
-
-def _value(value: Any) -> str:
-    if isinstance(value, bool):
-        return "yes" if value else "no"
-    return "-" if value is None else str(value)
 
 
 def _number(value: float, metric: str) -> str:

@@ -152,6 +152,9 @@ def test_without_dev_nothing_is_chosen(tmp_path, capsys):
 
 
 def test_order_of_the_folders_changes_nothing(attentions, capsys):
+    make(attentions / "twin", seed=1, wer=90, model__attention="dot")
+    for name in ("begun", "begun_too"):
+        make(attentions / name, finished=False)
     folders = sorted(attentions.iterdir())
     for form in ("text", "csv", "html", "latex"):
         flags = ["--baseline", "1", "--best", "--samples", 50, "--resamples", 50, "--format", form]
@@ -159,6 +162,7 @@ def test_order_of_the_folders_changes_nothing(attentions, capsys):
         assert told[0] == 0
         shuffled = random.Random(3).sample(folders, len(folders))
         assert ask(*shuffled, folders[0], *flags, capsys=capsys) == told
+        assert ask(*folders[::-1], *flags, capsys=capsys) == told
         assert ask(attentions, *flags, capsys=capsys) == told
 
 
@@ -257,7 +261,7 @@ def test_every_row_against_a_baseline(attentions, capsys):
     assert code == 0 and "24 sentences with the outputs of seeds 1, 2, 3" in out and "Holm 1979" in out
 
 
-@pytest.mark.parametrize("harm", ["gone", "cut", "other", "short", "loss"])
+@pytest.mark.parametrize("harm", ["gone", "cut", "text", "length", "other", "short", "loss"])
 def test_without_outputs_seeds_alone_are_compared(attentions, harm, capsys):
     path = attentions / "dot_2" / "outputs" / "test.beam.jsonl"
     lines = path.read_text().splitlines(keepends=True)
@@ -265,6 +269,12 @@ def test_without_outputs_seeds_alone_are_compared(attentions, harm, capsys):
         path.unlink()
     elif harm == "cut":
         path.write_text("".join(lines)[:-20])
+    elif harm == "text":
+        path.write_text(json.dumps(json.loads(lines[0]) | {"references": "abc"}) + "\n" + "".join(lines[1:]))
+    elif harm == "length":
+        path.write_text(
+            json.dumps(json.loads(lines[0]) | {"length": float("inf")}) + "\n" + "".join(lines[1:])
+        )
     elif harm == "other":
         path.write_text("".join(lines[1:] + lines[:1]))
     elif harm == "short":
@@ -276,6 +286,8 @@ def test_without_outputs_seeds_alone_are_compared(attentions, harm, capsys):
     reason = {
         "gone": "cannot be read",
         "cut": "damaged",
+        "text": "no list of references",
+        "length": "no length",
         "other": "were tested on other sentences",
         "short": "23 outputs",
     }
@@ -419,7 +431,7 @@ def header(latex, line):
     [
         (["--by", "hiden"], "did you mean model.hidden"),
         (["--by", "epochs,size"], None),
-        (["--best", "nme"], "no field 'nme'"),
+        (["--best", "nme"], "no one field 'nme'"),
         (["--compare", "1", "9"], "no row is '9'"),
         (["--compare", "o", "1"], "more than one row is 'o'"),
         (["--metric", "bleu"], "no run has --metric 'bleu': there are loss, word_error_rate"),
@@ -447,10 +459,13 @@ def test_rows_are_named_by_what_is_asked_for(attentions, capsys):
 
 def test_parts_of_a_corpus_are_named_once(tmp_path, capsys):
     for language in ("ice", "dut", "fre"):
-        files = {f"data__{part}": f"{language}_{part}.tsv" for part in ("train", "dev", "test")}
+        files = {f"data__{part}": f"a/words/{language}_{part}.tsv" for part in ("train", "dev", "test")}
         make(tmp_path / language, **files)
     found = raw(tmp_path, capsys=capsys)
     assert "data.train" in found[0] and "data.dev" not in found[0]
+    assert found[0]["data.train"] == "a/words/dut_train.tsv"
+    code, out, _ = ask(tmp_path, capsys=capsys)
+    assert code == 0 and " dut_train.tsv" in out and "words" not in out
 
 
 def test_rows_are_in_order_of_their_numbers(tmp_path):
