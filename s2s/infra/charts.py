@@ -73,7 +73,9 @@ def lines(name: str, found: Sequence[Line], xlabel: str, ylabel: str, ticks: Seq
             )
             middle, spread = np.asarray(line.y, float), np.nan_to_num(np.asarray(line.spread, float))
             if spread.any():
-                axes.fill_between(line.x, middle - spread, middle + spread, color=color, alpha=0.14, lw=0)
+                axes.fill_between(
+                    line.x, middle - spread, middle + spread, color=color, alpha=0.3 / (1 + len(found)), lw=0
+                )
         if ticks:
             axes.set_xticks(range(len(ticks)), list(ticks))
         _ink(axes, xlabel, ylabel)

@@ -167,7 +167,7 @@ _STYLE = """
 :root { color-scheme: light dark; --paper: #fff; --ink: #1b1f24; --line: #c9d0d8; }
 @media (prefers-color-scheme: dark) { :root { --paper: #15181c; --ink: #e4e8ec; --line: #414a54; } }
 body { background: var(--paper); color: var(--ink); font: 15px/1.5 system-ui, sans-serif;
-  max-width: 70rem; margin: 2rem auto; padding: 0 1rem; }
+  max-width: 80rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.5rem; } h2 { font-size: 1.15rem; margin-top: 2rem; }
 .wide { overflow-x: auto; }
 table { border-collapse: collapse; border-block: 2px solid var(--ink); font-variant-numeric: tabular-nums; }
