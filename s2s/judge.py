@@ -8,6 +8,7 @@ computed (`s2s.learn.metrics`).
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -148,12 +149,15 @@ class Judge:
             )
         return scores
 
-    def final_scores(self, params: Any, attention_file: Path | None) -> dict[str, Any]:
+    def final_scores(
+        self, params: Any, attention_file: Path | None, outputs: Path | None = None
+    ) -> dict[str, Any]:
         """Scores every part by greedy search and by the configured one.
 
         Args:
           params: the finished model.
           attention_file: where to draw the attention of one sentence; None: nowhere.
+          outputs: a folder for what the model wrote, PART.SEARCH.jsonl each; None: not kept.
 
         Returns:
           "scores", a row a part and search, and sacreBLEU's "signatures".
@@ -167,6 +171,8 @@ class Judge:
                 search = describe(translator.cfg)
                 found = evaluate(translator, local, corpus, self._names, progress=f"{part}, {search}")
                 rows.append({"part": part, "pairs": len(corpus), "search": search, **loss, **found.scores})
+                if outputs is not None:
+                    _keep(outputs / f"{part}.{translator.cfg.name}.jsonl", corpus, found.translations)
             signatures = metrics_lib.signatures([pair["targets"] for pair in corpus], self._names)
             if attention_file is not None:
                 _draw(attention_file, found.translations)
@@ -201,6 +207,23 @@ def label(name: str) -> str:
     }
     arrow = "" if name not in METRICS else " ↑" if METRICS[name] else " ↓"
     return labels.get(name, name) + arrow
+
+
+def _keep(path: Path, corpus: corpora.Corpus, translations: Sequence[Translation]) -> None:
+    """Writes a line a pair: source, references, output, and source pieces without EOS as "length"."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_suffix(".draft")
+    # Pairs of JSON lines may hold half a surrogate pair.
+    with draft.open("w", encoding="utf-8", errors="surrogatepass") as file:
+        for pair, translation in zip(corpus, translations, strict=True):
+            line = {
+                "source": pair["source"],
+                "references": list(pair["targets"]),
+                "output": translation.text,
+                "length": max(len(translation.source_ids) - 1, 0),
+            }
+            file.write(json.dumps(line, ensure_ascii=False) + "\n")
+    draft.replace(path)
 
 
 def _draw(path: Path, translations: Sequence[Translation]) -> None:

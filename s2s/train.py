@@ -242,7 +242,9 @@ def run(cfg: Config, folder: str, *, began: float | None = None) -> dict[str, An
             "padding": round(ready.layout.padding, 4),
             "array_padding": round(ready.layout.array_padding, 4),
             "history": progress.history,
-            **judge.final_scores(params, work.picture if chief else None),
+            **judge.final_scores(
+                params, work.picture if chief else None, outputs=work.outputs if chief else None
+            ),
         }
         results["process_seconds"] = round(time.monotonic() - began, 1)
     if chief:

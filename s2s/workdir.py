@@ -9,6 +9,7 @@ Decides the names of the files in it:
     metrics.jsonl         one line a measurement
     tensorboard/          the same for TensorBoard
     results.json          the final table
+    outputs/              what the model wrote: PART.SEARCH.jsonl, a line a pair in corpus order
     attention.png         where the model looked, on one sentence
 
 Nothing outside of it is needed to use the model. Must not know how a model is
@@ -50,6 +51,7 @@ class Workdir:
         self.model = self.path / "model"
         self.metrics = self.path / "metrics.jsonl"
         self.results = self.path / "results.json"
+        self.outputs = self.path / "outputs"
         self.picture = self.path / "attention.png"
         self.curve = self.path / "learning_curve.png"
 

@@ -47,6 +47,10 @@ GROUPS = {
     "s2s.served": "drivers",
     "s2s.server": "drivers",
     "s2s.serve": "drivers",
+    "s2s.collect": "drivers",
+    "s2s.rows": "drivers",
+    "s2s.tables": "drivers",
+    "s2s.report": "drivers",
     "s2s.main": "main",
     "experiments": "experiments",
 }
@@ -318,7 +322,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score", "serve")
+COMMANDS = ("main", "translate", "evaluate", "score", "serve", "report")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

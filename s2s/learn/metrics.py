@@ -32,7 +32,7 @@ References = Sequence[Sequence[str]]
 TextMetric = Callable[[Sequence[str], References, Units], float]
 
 # force: only silences a warning about hypotheses that look tokenized.
-_SACREBLEU: dict[str, Callable[..., BLEU | CHRF | TER]] = {
+SACREBLEU: dict[str, Callable[..., BLEU | CHRF | TER]] = {
     "bleu": lambda **kwargs: BLEU(force=True, **kwargs),
     "chrf": CHRF,
     "ter": TER,
@@ -86,9 +86,9 @@ TEXT_METRICS: dict[str, TextMetric] = {
 
 def signatures(references: References, names: Iterable[str]) -> dict[str, str]:
     """sacrebleu's signature, which makes a score comparable, of each named metric that has one."""
-    streams = _streams(references)
-    known = (name for name in names if name in _SACREBLEU)
-    return {name: str(_SACREBLEU[name](references=streams).get_signature()) for name in known}
+    wanted = streams(references)
+    known = (name for name in names if name in SACREBLEU)
+    return {name: str(SACREBLEU[name](references=wanted).get_signature()) for name in known}
 
 
 def better(metric: str, a: float, b: float) -> bool:
@@ -130,19 +130,29 @@ def edit_distance(a: Sequence[Hashable], b: Sequence[Hashable]) -> int:
 def _error_rate(
     hypotheses: Sequence[str], references: References, split: Callable[[str], Sequence[str]]
 ) -> float:
-    """Summed edits over summed reference lengths, in %, to the reference of lowest rate of each sentence.
+    """Summed `error_counts`: edits over reference lengths, in %.
 
-    An empty reference has rate 0 for an empty hypothesis and the worst for any other. With no
-    unit in any chosen reference, every edit counts as against one unit.
+    With no unit in any chosen reference, every edit counts as against one unit.
     """
     _check(hypotheses, references)
     edits = length = 0
     for hypothesis, wanted in zip(hypotheses, references, strict=True):
-        units = split(hypothesis)
-        pairs = [(edit_distance(units, reference), len(reference)) for reference in map(split, wanted)]
-        best = min(pairs, key=_rate)
-        edits, length = edits + best[0], length + best[1]
+        counts = error_counts(hypothesis, wanted, split)
+        edits, length = edits + counts[0], length + counts[1]
     return 100.0 * edits / max(length, 1)
+
+
+def error_counts(
+    hypothesis: str, references: Sequence[str], split: Callable[[str], Sequence[str]]
+) -> tuple[int, int]:
+    """Edits to the reference of lowest rate of one sentence, and that reference's length.
+
+    An empty reference has rate 0 for an empty hypothesis and the worst for any other.
+    """
+    units = split(hypothesis)
+    return min(
+        ((edit_distance(units, reference), len(reference)) for reference in map(split, references)), key=_rate
+    )
 
 
 def _rate(pair: tuple[int, int]) -> float:
@@ -154,11 +164,11 @@ def _rate(pair: tuple[int, int]) -> float:
 
 def _sacrebleu(name: str, hypotheses: Sequence[str], references: References) -> float:
     _check(hypotheses, references)
-    return float(_SACREBLEU[name]().corpus_score(list(hypotheses), _streams(references)).score)
+    return float(SACREBLEU[name]().corpus_score(list(hypotheses), streams(references)).score)
 
 
-def _streams(references: References) -> list[list[Any]]:
-    """References a sentence -> sacrebleu's streams; None where a sentence has fewer than others."""
+def streams(references: References) -> list[list[Any]]:
+    """References of each sentence as sacrebleu's streams; None where a sentence has fewer than others."""
     most = max(len(wanted) for wanted in references)
     return [[wanted[n] if n < len(wanted) else None for wanted in references] for n in range(most)]
 
