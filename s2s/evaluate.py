@@ -14,7 +14,14 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2s.config import TEXT_METRICS
-from s2s.flags import add_pairs_flags, add_search_flags, asked_pairs, search_config
+from s2s.flags import (
+    add_model_flags,
+    add_pairs_flags,
+    add_search_flags,
+    asked_models,
+    asked_pairs,
+    search_config,
+)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -22,7 +29,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m s2s.evaluate", description="Scores a trained model on pairs with references."
     )
-    parser.add_argument("--workdir", required=True, help="the model's work directory")
+    add_model_flags(parser)
     add_pairs_flags(parser)
     parser.add_argument("--metrics", help=f"text metrics by commas: {', '.join(TEXT_METRICS)}")
     parser.add_argument("--by-length", action="store_true", help="also by source length")
@@ -32,38 +39,40 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = parser.parse_args(argv)
 
     from s2s.data import corpora, encode
+    from s2s.ensemble import members
     from s2s.infra import compilation, report, sharding
     from s2s.judge import default_metrics, evaluate, label
     from s2s.learn import metrics as metrics_lib
     from s2s.likelihood import Likelihood
     from s2s.translator import Translator, describe
-    from s2s.workdir import Workdir
 
     try:
-        cfg, vocabs, graphdef, params = Workdir(args.workdir).load()
+        cfg, vocabs, structure, params = asked_models(args)
         names = args.metrics.split(",") if args.metrics else list(default_metrics(cfg.data.vocab.kind))
         for name in names:
             if name not in metrics_lib.TEXT_METRICS:
                 raise ValueError(f"--metrics {name!r} is none of {', '.join(metrics_lib.TEXT_METRICS)}")
         corpus = asked_pairs(args, cfg)
-        translator = Translator(graphdef, vocabs, search_config(args, cfg.search))
+        translator = Translator(structure, vocabs, search_config(args, cfg.search))
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
     compilation.keep_programs(corpora.cache_folder(cfg.data.cache))
     params = sharding.replicate(params, translator.mesh)
     encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
-    scores = Likelihood(graphdef, encoded, cfg, translator.mesh)(params)
+    scores = Likelihood(structure, encoded, cfg, translator.mesh)(params)
     found = evaluate(translator, params, corpus, names, progress="evaluating")
     scores |= found.scores
     if args.output:
         with open(args.output, "w", encoding="utf-8") as file:
             file.writelines(translation.text.replace("\n", " ") + "\n" for translation in found.translations)
     signature = metrics_lib.signatures([pair["targets"] for pair in corpus], names)
+    models = members(structure, params)
     result: dict[str, Any] = {
         "corpus": corpus.name,
         "pairs": len(corpus),
         "search": describe(translator.cfg),
+        "models": models,
         "scores": scores,
         "signatures": signature,
         "rejected_lines": corpus.rejected,
@@ -73,7 +82,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.json:
         print(json.dumps(result, ensure_ascii=False, indent=2))
         return 0
-    print(f"{corpus.name}: {len(corpus)} pairs, {describe(translator.cfg)}")
+    together = f", ensemble of {models} models ({args.combine})" if models > 1 else ""
+    print(f"{corpus.name}: {len(corpus)} pairs, {describe(translator.cfg)}{together}")
     for told in corpora.left_out(corpus):
         print(told)
     print(report.table([[label(name), value] for name, value in scores.items()], ["metric", "value"]))

@@ -1,4 +1,4 @@
-"""Flags that commands share: which pairs, and how to search.
+"""Flags that commands share: which models, which pairs, and how to search.
 
 Decides what these flags mean. Must not import a library that takes long to load before the
 flags are read: help and mistakes answer at once.
@@ -9,12 +9,41 @@ from __future__ import annotations
 import argparse
 import dataclasses
 import gzip
-from typing import IO, TYPE_CHECKING
+from typing import IO, TYPE_CHECKING, Any
 
 from s2s.config import Config, SearchConfig
 
 if TYPE_CHECKING:
     from s2s.data.corpora import Corpus
+    from s2s.data.vocab import Vocabularies
+
+
+def add_model_flags(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags that `asked_models` reads."""
+    parser.add_argument(
+        "--workdir",
+        required=True,
+        nargs="+",
+        metavar="W",
+        help="the model's work directory; several, or one that holds replicas, decode as an ensemble",
+    )
+    parser.add_argument(
+        "--combine",
+        choices=("mean", "geometric"),
+        default="mean",
+        help="an ensemble's probabilities: the members' arithmetic or geometric mean",
+    )
+
+
+def asked_models(args: argparse.Namespace) -> tuple[Config, Vocabularies, Any, Any]:
+    """Opens the models that the command line names, as `s2s.ensemble.open_models`.
+
+    Raises:
+      WorkdirError: one of them cannot be opened, or they do not fit together.
+    """
+    from s2s.ensemble import open_models
+
+    return open_models(args.workdir, args.combine)
 
 
 def add_search_flags(parser: argparse.ArgumentParser) -> None:

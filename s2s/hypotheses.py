@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from s2s.batch import BOS, PAD
+from s2s.nn.bound import common_max
 from s2s.pick import take_rows
 
 State = Any
@@ -149,7 +150,7 @@ def trace_back(ends: Ends, history: History, slot_BK: jax.Array) -> Hypotheses:
     finished_BK = take_rows(ends.finished_BK, slot_BK)
     length_BK = jnp.where(finished_BK, take_rows(ends.length_BK, slot_BK), 0)
     # There is room for far more steps than most searches take.
-    steps = jnp.max(ends.steps_B)
+    steps = common_max(jnp.max(ends.steps_B))
 
     def back(number: jax.Array, carry: tuple[jax.Array, ...]) -> tuple[jax.Array, ...]:
         slot_BK, *passed = carry

@@ -16,9 +16,9 @@ import numpy as np
 from s2s.batch import Batch
 from s2s.config import Config
 from s2s.data import encode, pipeline, plan
+from s2s.ensemble import assemble, each_replica
 from s2s.infra import sharding
-from s2s.learn import step as step_lib
-from s2s.learn.loss import token_log_probs
+from s2s.learn.loss import Sums
 
 # Each shape is a compilation, and a development part is seen too seldom to earn many.
 _MAX_SHAPES = 3
@@ -28,13 +28,13 @@ class Likelihood:
     """Teacher-forced loss on one corpus, ready to be measured again and again.
 
     Args:
-      graphdef: the model's structure.
+      structure: a model's graph definition, or an `s2s.ensemble.Ensemble`.
       encoded: the corpus as ids; empty ones are not allowed.
       cfg: the run's configuration, for batch sizes.
       mesh: devices to spread rows over.
     """
 
-    def __init__(self, graphdef: Any, encoded: encode.Encoded, cfg: Config, mesh: jax.sharding.Mesh):
+    def __init__(self, structure: Any, encoded: encode.Encoded, cfg: Config, mesh: jax.sharding.Mesh):
         self.encoded, self.mesh = encoded, mesh
         self.plan = plan.make_plan(
             encoded.source_lengths,
@@ -45,7 +45,7 @@ class Likelihood:
             seed=0,
             shuffle=False,
         )
-        self._step = sharding.jit_eval_step(step_lib.make_eval_step(graphdef), mesh)
+        self._step = sharding.jit_eval_step(functools.partial(_sums, structure), mesh)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Measures ``loss`` (nats a target token), ``perplexity`` and ``token_accuracy`` (%)."""
@@ -68,6 +68,17 @@ class Likelihood:
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return {"loss": nats, "perplexity": perplexity, "token_accuracy": 100 * correct}
 
+    def many(self, params_R: Any) -> list[dict[str, float]]:
+        """Measures each of R models of one structure, by one program.
+
+        They are measured one after another: all at once by ``jax.vmap`` takes 1.1 to 1.8 times as long
+        on a CPU core (8 models of 128 units; batches of 32 to 256 pairs of 9 tokens).
+
+        Args:
+          params_R: their parameters, leaves [R, ...].
+        """
+        return [self(sharding.replicate(params, self.mesh)) for params in each_replica(params_R)]
+
 
 class Score(NamedTuple):
     """One pair under the model.
@@ -86,19 +97,21 @@ class Score(NamedTuple):
     align_TS: np.ndarray
 
 
-def forced(graphdef: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
+def forced(structure: Any, params: Any, batch: Batch) -> tuple[jax.Array, jax.Array]:
     """Log-probability of every target token and the attention behind it.
 
     Returns:
       token_log_prob_BT in nats, 0 on pads; align_BTS.
     """
-    model = step_lib.merge(graphdef, params)
-    output_BTH, align_BTS = model(batch)
-    return token_log_probs(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT), align_BTS
+    return assemble(structure, params).forced(batch)
+
+
+def _sums(structure: Any, params: Any, batch: Batch) -> Sums:
+    return assemble(structure, params).sums(batch)
 
 
 def score_corpus(
-    graphdef: Any, params: Any, encoded: encode.Encoded, cfg: Config, mesh: jax.sharding.Mesh
+    structure: Any, params: Any, encoded: encode.Encoded, cfg: Config, mesh: jax.sharding.Mesh
 ) -> Iterator[Score]:
     """Scores every pair, batch by batch of similar lengths: not in corpus order."""
     layout = plan.make_plan(
@@ -110,7 +123,7 @@ def score_corpus(
         seed=0,
         shuffle=False,
     )
-    compiled = sharding.jit_rows_step(functools.partial(forced, graphdef), mesh)
+    compiled = sharding.jit_rows_step(functools.partial(forced, structure), mesh)
     for batch in pipeline.batches(encoded, layout, epoch=0):
         token_BT, align_BTS = sharding.to_host(compiled(params, sharding.to_global(batch, mesh)))
         for row, index in enumerate(batch.index_B.tolist()):

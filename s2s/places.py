@@ -3,7 +3,8 @@
 Decides when a sentence begins: B sentences wait in order of their rows, N have a place and
 are moved together, and whenever an eighth of the places is free, sentences that wait step
 in (as requests do in Yu et al. 2022, Orca, section 3.1). So a sentence that is done costs
-no more than that, however long others take. Must not know how hypotheses are chosen.
+no more than that, however long others take. Replicas (``jax.vmap``) share their loops, which
+go on while any of them has something to do. Must not know how hypotheses are chosen.
 """
 
 from __future__ import annotations
@@ -27,6 +28,7 @@ from s2s.hypotheses import (
     record,
     settle,
 )
+from s2s.nn.bound import common_max
 from s2s.shapes import check_shapes
 
 Context = Any
@@ -154,18 +156,25 @@ def search_all(
         waiting, work, ends, history = carry
         waiting, work = enter(waiting, work)
         enough = jnp.where(waiting < count, N - spare, 0)
-        work, history = lax.while_loop(lambda carry: jnp.sum(carry[0].busy_N) > enough, move, (work, history))
+        work, history = lax.while_loop(
+            lambda carry: _in_any_replica(jnp.sum(carry[0].busy_N) > enough), move, (work, history)
+        )
         return waiting, work, settle(ends, work.row_N, work.t_N, work.slots), history
 
     own = jax.tree.map(lambda leaf: leaf[:N], task)
     nobody = first_slots(own.state, K, jnp.zeros((N,), jnp.int32), S)
     work = Work(own, jnp.full((N,), B, jnp.int32), jnp.zeros((N,), jnp.int32), nobody)
     _, _, ends, history = lax.while_loop(
-        lambda carry: (carry[0] < count) | jnp.any(carry[1].busy_N),
+        lambda carry: _in_any_replica((carry[0] < count) | jnp.any(carry[1].busy_N)),
         serve,
         (jnp.int32(0), work, no_ends(K, task.limit_B), no_history(max_length, B, K, S)),
     )
     return ends, history
+
+
+def _in_any_replica(goes_on: jax.Array) -> jax.Array:
+    # A step where nothing lives changes nothing, so replicas that are done can make it too.
+    return common_max(goes_on.astype(jnp.int32)) > 0
 
 
 def _where(choice_N: jax.Array, left: Tree, right: Tree) -> Tree:

@@ -15,7 +15,7 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
-from s2s.flags import add_pairs_flags, asked_pairs, open_text
+from s2s.flags import add_model_flags, add_pairs_flags, asked_models, asked_pairs, open_text
 
 if TYPE_CHECKING:
     from s2s.likelihood import Score
@@ -26,7 +26,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(
         prog="python -m s2s.score", description="Log-probabilities and attention of given pairs."
     )
-    parser.add_argument("--workdir", required=True, help="the model's work directory")
+    add_model_flags(parser)
     add_pairs_flags(parser)
     parser.add_argument("--output", default="-", help="JSON lines, one a pair; - is standard output")
     parser.add_argument("--attention", action="store_true", help="with the attention matrix [target][source]")
@@ -39,10 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     from s2s.infra import compilation, sharding
     from s2s.likelihood import score_corpus
     from s2s.translator import links
-    from s2s.workdir import Workdir
 
     try:
-        cfg, vocabs, graphdef, params = Workdir(args.workdir).load()
+        cfg, vocabs, structure, params = asked_models(args)
         corpus = asked_pairs(args, cfg)
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
@@ -51,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     mesh = sharding.local_mesh()
     encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
     scores: list[Score | None] = [None] * len(corpus)
-    for found in score_corpus(graphdef, sharding.replicate(params, mesh), encoded, cfg, mesh):
+    for found in score_corpus(structure, sharding.replicate(params, mesh), encoded, cfg, mesh):
         scores[found.record] = found
     with contextlib.ExitStack() as files:
         output, alignments = sys.stdout.buffer, None

@@ -11,13 +11,15 @@ import argparse
 import sys
 from collections.abc import Sequence
 
+from s2s.flags import add_model_flags
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(
         prog="python -m s2s.serve", description="Translates for a browser and for programs, over HTTP."
     )
-    parser.add_argument("--workdir", required=True, help="the model's work directory")
+    add_model_flags(parser)
     parser.add_argument("--port", type=int, default=8000, metavar="N", help="TCP port (8000); 0: a free one")
     parser.add_argument(
         "--host",
@@ -60,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.max_bytes, args.max_sentences, args.max_pieces, args.max_waiting, args.timeout, args.max_beam
     )
     try:
-        model = Model(args.workdir, asked, args.batch_sentences)
+        model = Model(args.workdir, args.combine, asked, args.batch_sentences)
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2

@@ -11,18 +11,19 @@ from collections.abc import Sequence
 from typing import Any
 
 from s2s.data.corpora import cache_folder
+from s2s.ensemble import open_models
 from s2s.infra import compilation, sharding
 from s2s.learn import step as step_lib
 from s2s.openapi import Limits
 from s2s.translator import Translation, Translator, padded_length
-from s2s.workdir import Workdir
 
 
 class Model:
     """A trained model that answers (`s2s.server.Served`).
 
     Args:
-      folder: its work directory.
+      folders: its work directory, or several that answer as an ensemble.
+      combination: of an ensemble (`s2s.ensemble`).
       limits: of requests: the longest sentence and the widest beam to be ready for.
       most: sentences in a batch.
 
@@ -30,8 +31,8 @@ class Model:
       WorkdirError, CheckpointError: there is no model.
     """
 
-    def __init__(self, folder: str, limits: Limits, most: int):
-        self.cfg, self.vocabs, self._graphdef, params = Workdir(folder).load()
+    def __init__(self, folders: Sequence[str], combination: str, limits: Limits, most: int):
+        self.cfg, self.vocabs, self._structure, params = open_models(folders, combination)
         compilation.keep_programs(cache_folder(self.cfg.data.cache))
         self._translators: dict[tuple[int, int], Translator] = {}
         self._making = threading.Lock()
@@ -91,7 +92,7 @@ class Model:
                     batch_sentences=self._most,
                 )
                 self._translators[kind] = Translator(
-                    self._graphdef, self.vocabs, search, n_best=nbest, few_programs=True
+                    self._structure, self.vocabs, search, n_best=nbest, few_programs=True
                 )
             return self._translators[kind]
 

@@ -16,7 +16,7 @@ from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import IO, TYPE_CHECKING
 
-from s2s.flags import add_search_flags, open_text, search_config
+from s2s.flags import add_model_flags, add_search_flags, asked_models, open_text, search_config
 
 if TYPE_CHECKING:
     from s2s.data.vocab import Vocabularies
@@ -45,9 +45,10 @@ def _chunks(lines: Iterable[str], size: int) -> Iterator[list[str]]:
 def main(argv: Sequence[str] | None = None) -> int:
     """The command line; see --help."""
     parser = argparse.ArgumentParser(
-        prog="python -m s2s.translate", description="Translates lines of text with a trained model."
+        prog="python -m s2s.translate",
+        description="Translates lines of text with a trained model, or several.",
     )
-    parser.add_argument("--workdir", required=True, help="the model's work directory")
+    add_model_flags(parser)
     parser.add_argument("--input", default="-", help="source lines (.gz too); - is standard input")
     parser.add_argument("--output", default="-", help="where outputs go; - is standard output")
     parser.add_argument(
@@ -72,12 +73,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     from s2s.data.corpora import cache_folder
     from s2s.infra import compilation, sharding
     from s2s.translator import Translator
-    from s2s.workdir import Workdir
 
     try:
-        cfg, vocabs, graphdef, params = Workdir(args.workdir).load()
+        cfg, vocabs, structure, params = asked_models(args)
         search = search_config(args, cfg.search, nbest=args.nbest)
-        translator = Translator(graphdef, vocabs, search, n_best=args.nbest, seed=args.seed)
+        translator = Translator(structure, vocabs, search, n_best=args.nbest, seed=args.seed)
         source = sys.stdin.buffer if args.input == "-" else open_text(args.input, "rb")
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)

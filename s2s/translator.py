@@ -22,9 +22,9 @@ from s2s import search as search_lib
 from s2s.batch import EOS, PAD, Batch
 from s2s.config import SearchConfig
 from s2s.data.vocab import Vocabularies
+from s2s.ensemble import Speaker, assemble, each_replica
 from s2s.infra import sharding
-from s2s.learn import step as step_lib
-from s2s.pick import log_total
+from s2s.nn.bound import common_max
 
 # Source lengths are rounded up to one of these, so that few programs are compiled.
 _SHORTEST_SHAPE = 16
@@ -71,7 +71,7 @@ class Translator:
     """A model ready to translate; compiled once a (source length class, rows) shape.
 
     Args:
-      graphdef: the model's structure (`s2s.learn.step`).
+      structure: a model's graph definition (`s2s.learn.step`), or an `s2s.ensemble.Ensemble`.
       vocabs: its vocabularies.
       cfg: how to search.
       n_best: hypotheses wanted a sentence; fewer let beam search stop earlier.
@@ -82,7 +82,7 @@ class Translator:
 
     def __init__(
         self,
-        graphdef: Any,
+        structure: Any,
         vocabs: Vocabularies,
         cfg: SearchConfig,
         *,
@@ -97,7 +97,7 @@ class Translator:
         self.mesh = sharding.local_mesh()
         self.key = jax.random.key(seed)
         self._programs: dict[int, Any] = {}
-        self._graphdef = graphdef
+        self._structure = structure
 
     def __call__(
         self, params: Any, texts: Sequence[str], *, progress: str | None = None
@@ -131,6 +131,26 @@ class Translator:
             for one in searched:
                 self._read(*one, sources, results)
         return results
+
+    def many(
+        self, params_R: Any, texts_R: Sequence[Sequence[str]], *, progress: str | None = None
+    ) -> list[list[Translation]]:
+        """Translates the lines of each of R models of one structure: what R calls give, by one program.
+
+        The models are searched one after another. One search over all of them by ``jax.vmap`` gives the
+        same outputs, and takes 1.36 times as long on a CPU core: 8 models (embedding and 128 units, 60
+        entries) and 450 sentences of 8 symbols in 0.41 s instead of 0.30 s by greedy search, in 1.10 s
+        instead of 0.81 s with beam 5. The 64 sentences of one model keep a core busy already.
+
+        Args:
+          params_R: their parameters, leaves [R, ...].
+          texts_R: source lines of each.
+          progress: as for a call.
+        """
+        found = []
+        for params, texts in zip(each_replica(params_R), texts_R, strict=True):
+            found.append(self(sharding.replicate(params, self.mesh), texts, progress=progress))
+        return found
 
     def _batches(
         self, numbers: Sequence[int], sources: Sequence[list[int]]
@@ -175,7 +195,7 @@ class Translator:
         if max_length not in self._programs:
             places = -(-self.cfg.batch_sentences // sharding.rows_multiple(self.mesh))
             self._programs[max_length] = sharding.jit_rows_step(
-                functools.partial(_decode, self._graphdef, self.cfg, self._n_best, max_length, places),
+                functools.partial(_decode, self._structure, self.cfg, self._n_best, max_length, places),
                 self.mesh,
             )
         asked = sharding.to_global((batch, limit_B), self.mesh)
@@ -215,7 +235,7 @@ class Translator:
 
 
 def _decode(
-    graphdef: Any,
+    structure: Any,
     cfg: SearchConfig,
     n_best: int,
     max_length: int,
@@ -226,16 +246,11 @@ def _decode(
 ) -> search_lib.Hypotheses:
     """One compiled search: encoder, loop over target positions, backtrace."""
     batch, limit_B = asked
-    model = step_lib.merge(graphdef, params)
+    model = assemble(structure, params)
     memory = _encode(model, batch, places)
     # Eight tokens are few for an output, and all of a beam's hypotheses read one at every step.
     reads = 8 * batch.source_BS.shape[0] * (1 if cfg.name == "greedy" else cfg.beam)
-    gates_VG = model.read_all() if reads > model.target_embedding.shape[0] else None
-
-    def advance(memory: Any, state: Any, token_NK: jax.Array) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-        state, logits_NKV, align_NKS = model.advance(memory, state, token_NK, gates_VG)
-        return state, logits_NKV, log_total(logits_NKV), align_NKS
-
+    advance = functools.partial(model.advance, gates=model.read_all() if reads > model.entries else None)
     common: dict[str, Any] = dict(
         max_length=max_length,
         limit_B=limit_B,
@@ -243,7 +258,7 @@ def _decode(
         source_mask_BS=batch.source_mask_BS,
         places=places,
     )
-    first = model.start(memory, 1)
+    first = model.start(memory)
     if cfg.name == "greedy":
         return search_lib.greedy(advance, memory, first, **common)
     if cfg.name == "beam":
@@ -271,7 +286,7 @@ def _decode(
     )
 
 
-def _encode(model: Any, batch: Batch, rows: int) -> Any:
+def _encode(model: Speaker, batch: Batch, rows: int) -> Any:
     """The memory of a batch, made of ``rows`` sentences at a time; that of fillers at the end is zeros."""
     B = batch.source_BS.shape[0]
     if B <= rows:
@@ -293,7 +308,7 @@ def _encode(model: Any, batch: Batch, rows: int) -> Any:
     shapes = jax.eval_shape(part, jnp.int32(0))[1]
     nothing = jax.tree.map(lambda leaf: jnp.zeros((B, *leaf.shape[1:]), leaf.dtype), shapes)
     real = jnp.max(jnp.where(batch.source_length_B > 0, jnp.arange(1, B + 1), 0))
-    return lax.fori_loop(0, (real + rows - 1) // rows, add, nothing)
+    return lax.fori_loop(0, common_max((real + rows - 1) // rows), add, nothing)
 
 
 def padded_length(length: int) -> int:

@@ -55,6 +55,12 @@ class Workdir:
         self.picture = self.path / "attention.png"
         self.curve = self.path / "learning_curve.png"
 
+    @property
+    def replicas(self) -> list[Workdir]:
+        """The work directories of the models that were trained together here; none in an ordinary one."""
+        folders = [one.parent for one in self.path.glob("replica_*/config.json")]
+        return [Workdir(one) for one in sorted(folders, key=lambda one: (len(one.name), one.name))]
+
     def check(self, cfg: Config) -> dict[str, tuple[Any, Any]]:
         """Checks that a run of ``cfg`` may go on here.
 
@@ -106,9 +112,14 @@ class Workdir:
           Its configuration, vocabularies, graph definition and parameters.
 
         Raises:
-          WorkdirError: there is no configuration or no model yet.
+          WorkdirError: there is no configuration or no model yet, or there are several.
         """
         cfg = self.read_config()
+        if replicas := self.replicas:
+            raise WorkdirError(
+                f"{self.path} holds {len(replicas)} models: name one of them, {replicas[0].path} to "
+                f"{replicas[-1].path.name}"
+            )
         vocabs = vocab_lib.load_vocabularies(self.vocab, cfg.data.vocab)
         graphdef, abstract = step_lib.abstract_params(cfg.model, vocabs.source.size, vocabs.target.size)
         if self.model.exists():

@@ -7,6 +7,7 @@ import math
 from pathlib import Path
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -485,29 +486,49 @@ def test_penalties_and_limits_do_not_compile_again():
     assert run._cache_size() == 1
 
 
-@pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
-def test_replicas_by_vmap(name):
+def by_replicas(name):
+    """A search of four sentences by a table and limits of its own, and two replicas of these."""
     stand = Stand(0)
     tables = jnp.asarray(np.stack([Stand(seed).log_probs for seed in (0, 7)]))
-    K = 1 if name == "greedy" else 3
+    limits = jnp.asarray([[8, 8, 1, 8], [2, 1, 0, 0]])
 
-    def one(table):
+    def one(table, limit_B):
         advance = functools.partial(advance_by, (table, stand.align))
         kw = {
             "greedy": {},
-            "beam": dict(beam=K, length_penalty=1.0, n_best=2),
-            "sample": dict(samples=K, key=jax.random.key(0), index_B=jnp.arange(4), top_p=0.8),
+            "beam": dict(beam=3, length_penalty=1.0, n_best=2),
+            "sample": dict(samples=3, key=jax.random.key(0), index_B=jnp.arange(4), top_p=0.8),
         }[name]
-        return getattr(search, name)(
-            advance, *stand.start(), max_length=8, source_mask_BS=jnp.asarray(stand.mask), **kw
-        )
+        kw |= dict(max_length=8, source_mask_BS=jnp.asarray(stand.mask), limit_B=limit_B, places=2)
+        return getattr(search, name)(advance, *stand.start(), **kw)
 
+    return one, tables, limits
+
+
+@pytest.mark.parametrize("name", ["greedy", "beam", "sample"])
+def test_replicas_by_vmap(name):
+    one, *replicas = by_replicas(name)
     run = jax.jit(one)
-    both = jax.jit(jax.vmap(one))(tables)
+    both = jax.jit(jax.vmap(one))(*replicas)
     for r in range(2):
-        alone = run(tables[r])
+        alone = run(*(leaf[r] for leaf in replicas))
         for left, right in zip(both, alone, strict=True):
             np.testing.assert_allclose(left[r], right, rtol=1e-6)
+
+
+def test_replicas_share_their_loops():
+    """Of each its own, and every step would choose between old and new of all that the loop carries."""
+    one, *replicas = by_replicas("beam")
+
+    def conditions(jaxpr):
+        for equation in jaxpr.eqns:
+            if equation.primitive.name == "while":
+                yield from (aval.size for aval in equation.params["cond_jaxpr"].out_avals)
+            for inner in jax.extend.core.jaxprs_in_params(equation.params):
+                yield from conditions(inner)
+
+    found = list(conditions(jax.make_jaxpr(jax.vmap(one))(*replicas).jaxpr))
+    assert len(found) >= 3 and set(found) == {1}
 
 
 def test_wrong_arguments_are_refused_by_name():
