@@ -24,6 +24,7 @@ GROUPS = {
     "s2s.shapes": "names",
     "s2s.batch": "names",
     "s2s.config": "names",
+    "s2s.variation": "variation",
     "s2s.data": "data",
     "s2s.nn": "nn",
     "s2s.search": "search",
@@ -50,19 +51,21 @@ GROUPS = {
 ALLOWED = {
     "package": set(),
     "names": set(),
+    "variation": {"names"},
     "data": {"names"},
     "nn": {"names"},
     "search": {"names"},
-    "learn": {"names", "nn"},
+    "learn": {"names", "variation", "nn"},
     "infra": {"names"},
-    "drivers": {"package", "names", "data", "nn", "search", "learn", "infra"},
-    "main": {"names", "data", "infra", "drivers"},
+    "drivers": {"package", "names", "variation", "data", "nn", "search", "learn", "infra"},
+    "main": {"names", "variation", "data", "infra", "drivers"},
     "experiments": {"names"},
 }
 
 # Libraries that would let a group do what is another's work.
 FORBIDDEN_LIBRARIES = {
     "names": {"jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets"},
+    "variation": {"numpy", "jax", "flax", "optax", "orbax", "grain", "tensorflow_datasets"},
     "data": {"jax", "flax", "optax", "orbax", "tensorflow"},
     "nn": {"optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"},
     "search": {"flax", "optax", "orbax", "grain", "tensorflow_datasets", "tensorflow"},
