@@ -45,7 +45,7 @@ class Likelihood:
             seed=0,
             shuffle=False,
         )
-        self._step = sharding.jit_eval_step(step_lib.make_eval_step(graphdef), mesh)
+        self._step = _eval_program(graphdef, mesh)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Measures ``loss`` (nats a target token), ``perplexity`` and ``token_accuracy`` (%)."""
@@ -67,6 +67,12 @@ class Likelihood:
         # Beyond this a double overflows; an untrained or broken model gets there.
         perplexity = math.exp(nats) if nats < 700 else math.inf
         return {"loss": nats, "perplexity": perplexity, "token_accuracy": 100 * correct}
+
+
+@functools.lru_cache
+def _eval_program(graphdef: Any, mesh: jax.sharding.Mesh) -> Any:
+    """One for all models of one structure: what is compiled for one serves the others."""
+    return sharding.jit_eval_step(step_lib.make_eval_step(graphdef), mesh)
 
 
 class Score(NamedTuple):
