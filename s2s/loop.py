@@ -164,7 +164,7 @@ class Loop:
                 for metrics, (_, active) in zip(host, self._window, strict=True)
                 if active[number]
             ]
-            if not own:
+            if not own or member.failure is not None:
                 continue
             last = member.step - (number in pending)
             try:
