@@ -45,9 +45,9 @@ class Sums(NamedTuple):
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     @classmethod
-    def zero(cls) -> Sums:
+    def zero(cls, dtype: Any = jnp.float32) -> Sums:
         """The sums over no token."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+        return cls(*(jnp.zeros((), dtype) for _ in cls._fields))
 
 
 def cross_entropy(

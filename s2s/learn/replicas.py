@@ -72,12 +72,17 @@ def varied(
     )
 
 
-def make_replicas_step(graphdef: nnx.GraphDef, cfg: Config) -> Callable[..., tuple[TrainState, Metrics]]:
+def make_replicas_step(
+    graphdef: nnx.GraphDef, cfg: Config, *, together: bool = True
+) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes one update of all replicas.
 
     Args:
       graphdef: structure of the model, the same for all.
       cfg: any of the runs'; fields in which they differ are not read.
+      together: every operation is done for all replicas at once, which fills an accelerator; else one
+        replica after the other is updated, in a loop inside the program, which fills a processor's core
+        whose cache holds the arrays of one replica and not of all.
 
     Returns:
       A pure function (state_R, varied_R, active_R, batch_R, total) -> (state_R, metrics_R), every leaf
@@ -87,7 +92,7 @@ def make_replicas_step(graphdef: nnx.GraphDef, cfg: Config) -> Callable[..., tup
     """
 
     def update(
-        state: TrainState, numbers: Varied, active: jax.Array, batch: Batch, total: Callable[[Any], Any]
+        total: Callable[[Any], Any], state: TrainState, numbers: Varied, active: jax.Array, batch: Batch
     ) -> tuple[TrainState, Metrics]:
         own = variation.put(cfg, numbers.values)
         optimizer = optim.make_optimizer(own.optim, optim.schedule_between(own.optim, numbers.milestones))
@@ -101,7 +106,10 @@ def make_replicas_step(graphdef: nnx.GraphDef, cfg: Config) -> Callable[..., tup
         batch_R: Batch,
         total: Callable[[Any], Any] = lambda tree: tree,
     ) -> tuple[TrainState, Metrics]:
-        return jax.vmap(functools.partial(update, total=total))(state_R, varied_R, active_R, batch_R)
+        one_update = functools.partial(update, total)
+        if together:
+            return jax.vmap(one_update)(state_R, varied_R, active_R, batch_R)
+        return jax.lax.map(lambda own: one_update(*own), (state_R, varied_R, active_R, batch_R))
 
     return step
 
@@ -132,7 +140,7 @@ def stack(trees: Sequence[Tree]) -> Tree:
     return jax.tree.map(stacked, *trees)
 
 
-def one(tree_R: Tree, number: int) -> Tree:
+def one(tree_R: Tree, number: int | jax.Array) -> Tree:
     """What replica ``number`` has, from 0: leaves [R, ...] -> [...]."""
     return jax.tree.map(lambda leaf: leaf[number], tree_R)
 

@@ -169,7 +169,8 @@ def make_train_step(
             grads, sums = gradient(params, piece, key)
             return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
 
-        start = (jax.tree.map(jnp.zeros_like, params), Sums.zero())
+        precise = jnp.promote_types(jax.tree.leaves(params)[0].dtype, jnp.float32)
+        start = (jax.tree.map(jnp.zeros_like, params), Sums.zero(precise))
         return jax.lax.scan(add, start, _cut(batch, pieces))[0]
 
     def train_step(
