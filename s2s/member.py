@@ -60,7 +60,7 @@ class Progress:
     shapes: list[list[int]] = field(default_factory=list)
 
 
-@dataclass
+@dataclass(eq=False)
 class Member:
     """One run of a program.
 

@@ -59,6 +59,11 @@ class _Opened:
         return self.vocabs.source.size, self.vocabs.target.size
 
     @property
+    def seed(self) -> np.uint32:
+        # What JAX takes of a seed by itself; as an argument, one program serves all seeds.
+        return np.uint32(self.cfg.run.seed % 2**32)
+
+    @property
     def lengths(self) -> tuple[np.ndarray, np.ndarray]:
         return self.encoded.source_lengths, self.encoded.target_lengths
 
@@ -90,7 +95,7 @@ def prepare(
     # The first state does not depend on the schedule: its program is compiled beside what is to come.
     first = {run.sizes: _first_state(run.cfg, run.sizes, mesh) for run in opened}
     beginning = {
-        run.sizes: compilation.begin(first[run.sizes], np.uint32(run.cfg.run.seed))
+        run.sizes: compilation.begin(first[run.sizes], run.seed)
         for run in opened
         if not run.checkpoints.all_steps()
     }
@@ -147,12 +152,7 @@ def prepare(
         else Alone(members[0], graphdef, order, mesh)
     )
     program.begin(
-        [
-            run.found[0]
-            if run.found is not None
-            else beginning[run.sizes].result()(np.uint32(run.cfg.run.seed))
-            for run in opened
-        ]
+        [run.found[0] if run.found is not None else beginning[run.sizes].result()(run.seed) for run in opened]
     )
     return Prepared(members, program, _summary(opened, members, mesh))
 

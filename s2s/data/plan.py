@@ -125,9 +125,7 @@ class Plan:
         for index, number in enumerate(self._numbers):
             order = np.full(number, float(index))
             if self._shuffle:
-                order = np.random.Generator(np.random.Philox(np.random.SeedSequence([epoch, index]))).random(
-                    number
-                )
+                order = _dice(epoch, index, 1).random(number)
             places += [Place(place, index, turn) for turn, place in enumerate(order.tolist())]
         return sorted(places)
 
