@@ -109,7 +109,9 @@ def _cosine(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
 
 def _linear(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
-        return cfg.learning_rate * (1 - jnp.clip(count, 0, turns.decay_steps) / turns.decay_steps)
+        # Not 1 - n / steps: a compiler may multiply by the reciprocal, and what should be 0 is below it.
+        left = turns.decay_steps - jnp.clip(count, 0, turns.decay_steps)
+        return cfg.learning_rate * (left / turns.decay_steps)
 
     return schedule
 
