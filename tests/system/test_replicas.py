@@ -24,20 +24,20 @@ from tests.system.conftest import ROOT, command, small
 from tests.system.test_train import assert_same_model, flags, parameters, stop_at
 
 
-def write_pairs(path, pairs, letters, seed):
+def write_pairs(path, pairs, letters, longest, seed):
     """Words and their reverse."""
     rng = np.random.default_rng(seed)
-    words = [rng.choice(list(letters), rng.integers(2, 14)) for _ in range(pairs)]
+    words = [rng.choice(list(letters), rng.integers(2, longest + 1)) for _ in range(pairs)]
     path.write_text("".join(f"{' '.join(word)}\t{' '.join(word[::-1])}\n" for word in words))
 
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """Two corpora of different alphabets and sizes, with a dev part each."""
+    """Two corpora of different alphabets, lengths and sizes, with a dev part each."""
     folder = tmp_path_factory.mktemp("data")
-    for name, letters, pairs in (("one", "abcdefgh", 700), ("two", "mnopqrstuvwxyz", 300)):
-        write_pairs(folder / f"{name}.tsv", pairs, letters, 1)
-        write_pairs(folder / f"{name}.dev.tsv", 40, letters, 2)
+    for name, letters, longest, pairs in (("one", "abcdefgh", 13, 700), ("two", "mnopqrstuvwxyz", 8, 300)):
+        write_pairs(folder / f"{name}.tsv", pairs, letters, longest, 1)
+        write_pairs(folder / f"{name}.dev.tsv", 40, letters, longest, 2)
     return folder
 
 
