@@ -227,6 +227,8 @@ class RunConfig:
       epochs: passes over the training part; may be a fraction.
       steps: updates; given, it overrides ``epochs``.
       seed: initialisation, dropout, data order, generated tasks.
+      replicas: models trained in one program, with the seeds ``seed``, ``seed`` + 1, ...; each gets a work
+        directory of its own.
       log_every: updates between lines of progress and metrics.
       eval_every: updates between evaluations on dev; None: once an epoch.
       save_every: updates between checkpoints beside those of evaluations; None: none.
@@ -241,6 +243,7 @@ class RunConfig:
     epochs: float = 10.0
     steps: int | None = None
     seed: int = 1
+    replicas: int = 1
     log_every: int = 50
     eval_every: int | None = None
     save_every: int | None = None
@@ -407,7 +410,7 @@ def validate(cfg: Config) -> None:
     if not 0 < optim.decay_factor <= 1:
         problems.append(f"config.optim.decay_factor={optim.decay_factor} must be in (0, 1]")
     counts = ("steps", "log_every", "eval_every", "save_every", "keep_best", "keep_last", "eval_sentences")
-    for name in counts:
+    for name in (*counts, "replicas"):
         at_least(f"run.{name}", getattr(run, name), 1)
     for name in ("patience", "average_last", "seed"):
         at_least(f"run.{name}", getattr(run, name), 0)

@@ -45,7 +45,7 @@ class Likelihood:
             seed=0,
             shuffle=False,
         )
-        self._step = sharding.jit_eval_step(functools.partial(_sums, structure), mesh)
+        self._step = _sums_program(structure, mesh)
 
     def __call__(self, params: Any) -> dict[str, float]:
         """Measures ``loss`` (nats a target token), ``perplexity`` and ``token_accuracy`` (%)."""
@@ -78,6 +78,12 @@ class Likelihood:
           params_R: their parameters, leaves [R, ...].
         """
         return [self(sharding.replicate(params, self.mesh)) for params in each_replica(params_R)]
+
+
+@functools.lru_cache
+def _sums_program(structure: Any, mesh: jax.sharding.Mesh) -> Any:
+    """One for all models of one structure: what is compiled for one serves the others."""
+    return sharding.jit_eval_step(functools.partial(_sums, structure), mesh)
 
 
 class Score(NamedTuple):

@@ -194,9 +194,8 @@ class Translator:
         max_length = math.ceil(self.cfg.max_length_factor * shape) + self.cfg.max_length_extra
         if max_length not in self._programs:
             places = -(-self.cfg.batch_sentences // sharding.rows_multiple(self.mesh))
-            self._programs[max_length] = sharding.jit_rows_step(
-                functools.partial(_decode, self._structure, self.cfg, self._n_best, max_length, places),
-                self.mesh,
+            self._programs[max_length] = _program(
+                self._structure, self.cfg, self._n_best, max_length, places, self.mesh
             )
         asked = sharding.to_global((batch, limit_B), self.mesh)
         found: search_lib.Hypotheses = self._programs[max_length](params, asked, self.key)
@@ -232,6 +231,16 @@ class Translator:
                     )
                 )
             results[number] = Translation(self.vocabs.source.tokens(source_ids), source_ids, hypotheses)
+
+
+@functools.lru_cache
+def _program(
+    structure: Any, cfg: SearchConfig, n_best: int, max_length: int, places: int, mesh: jax.sharding.Mesh
+) -> Any:
+    """One for all models of one structure: what is compiled for one serves the others."""
+    return sharding.jit_rows_step(
+        functools.partial(_decode, structure, cfg, n_best, max_length, places), mesh
+    )
 
 
 def _decode(

@@ -11,6 +11,11 @@ Decides the names of the files in it:
     results.json          the final table
     outputs/              what the model wrote: PART.SEARCH.jsonl, a line a pair in corpus order
     attention.png         where the model looked, on one sentence
+    learning_curve.png    how the dev metrics went
+    failure.json          why the run was given up, if it was
+
+or, of runs that were trained together as replicas (``config.run.replicas``), config.json,
+results.json with their means, and each run's own work directory, replica_01/, replica_02/, ...
 
 Nothing outside of it is needed to use the model. Must not know how a model is
 trained or what it is asked.
@@ -18,6 +23,7 @@ trained or what it is asked.
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
@@ -54,12 +60,17 @@ class Workdir:
         self.outputs = self.path / "outputs"
         self.picture = self.path / "attention.png"
         self.curve = self.path / "learning_curve.png"
+        self.failure = self.path / "failure.json"
 
     @property
     def replicas(self) -> list[Workdir]:
         """The work directories of the models that were trained together here; none in an ordinary one."""
         folders = [one.parent for one in self.path.glob("replica_*/config.json")]
         return [Workdir(one) for one in sorted(folders, key=lambda one: (len(one.name), one.name))]
+
+    def replica(self, number: int) -> Workdir:
+        """The work directory of one replica, from 1."""
+        return Workdir(self.path / f"replica_{number:02}")
 
     def check(self, cfg: Config) -> dict[str, tuple[Any, Any]]:
         """Checks that a run of ``cfg`` may go on here.
@@ -76,7 +87,10 @@ class Workdir:
         serious = [
             f"  config.{name}: {there!r} there, {now!r} now"
             for name, (there, now) in differences.items()
-            if name in _MUST_STAY or not name.startswith(_MAY_CHANGE)
+            if name in _MUST_STAY
+            or not name.startswith(_MAY_CHANGE)
+            # More replicas may join; a run alone and a group of runs have different files.
+            or (name == "run.replicas" and not now > there > 1)
         ]
         if serious:
             raise WorkdirError(
@@ -88,9 +102,27 @@ class Workdir:
     def write_config(self, cfg: Config) -> None:
         """Makes this the work directory of ``cfg``; to be done once its data is known to be good."""
         self.path.mkdir(parents=True, exist_ok=True)
-        draft = self.config.with_suffix(".draft")
-        draft.write_text(config_lib.to_json(cfg), encoding="utf-8")
-        draft.replace(self.config)
+        _write(self.config, config_lib.to_json(cfg))
+
+    def write_results(self, results: dict[str, Any]) -> None:
+        """Writes results.json: what is finished has one."""
+        _write_json(self.results, results)
+
+    def write_failure(self, reason: str) -> None:
+        """Writes failure.json."""
+        _write_json(self.failure, {"reason": reason})
+
+    def read_failure(self) -> str | None:
+        """Why the run was given up; None: it was not."""
+        if not self.failure.exists():
+            return None
+        reason: str = json.loads(self.failure.read_text(encoding="utf-8"))["reason"]
+        return reason
+
+    def read_results(self) -> dict[str, Any]:
+        """What `write_results` wrote."""
+        results: dict[str, Any] = json.loads(self.results.read_text(encoding="utf-8"))
+        return results
 
     def read_config(self) -> Config:
         """The configuration of the run that made this work directory.
@@ -144,3 +176,14 @@ class Workdir:
             metric=cfg.run.metric,
             higher_is_better=config_lib.METRICS[cfg.run.metric],
         )
+
+
+def _write_json(path: Path, value: dict[str, Any]) -> None:
+    _write(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def _write(path: Path, text: str) -> None:
+    """Writes a whole file or nothing."""
+    draft = path.with_suffix(".draft")
+    draft.write_text(text, encoding="utf-8")
+    draft.replace(path)

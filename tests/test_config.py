@@ -226,6 +226,7 @@ LEAST = {
     "optim.decay_start": 0, "optim.accumulate": 1,
     "run.steps": 1, "run.log_every": 1, "run.eval_every": 1, "run.save_every": 1, "run.keep_best": 1,
     "run.keep_last": 1, "run.eval_sentences": 1, "run.patience": 0, "run.average_last": 0, "run.seed": 0,
+    "run.replicas": 1,
     "search.beam": 1, "search.batch_sentences": 1, "search.length_penalty": 0, "search.coverage_penalty": 0,
     "search.min_length": 0, "search.max_length_factor": 0, "search.top_k": 0, "search.max_length_extra": 1,
 }  # fmt: skip

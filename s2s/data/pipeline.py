@@ -6,14 +6,14 @@ the batches were chosen, nor anything of devices.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 
 import grain
 import numpy as np
 
 from s2s.batch import PAD, Batch
 from s2s.data.encode import Encoded
-from s2s.data.plan import Bucket, Plan
+from s2s.data.plan import Bucket, Plan, Tick
 
 # Making a batch is a fraction of a millisecond of NumPy under Python's lock: more threads are slower.
 _THREADS = 1
@@ -47,23 +47,79 @@ def batches(
       ValueError: the rows of a shape cannot be shared evenly by the processes, or there
         is no such process.
     """
+    planned = plan.epoch(epoch)
+
+    def load(number: int) -> Batch:
+        bucket, ids = planned[number]
+        return pad_batch(encoded, ids, plan.buckets[bucket], rows[bucket])
+
+    rows = _rows(plan.buckets, process_index, process_count)
+    return _ahead(load, range(start, len(planned)), prefetch)
+
+
+def stacked(
+    encoded: Sequence[Encoded],
+    plans: Sequence[Plan],
+    ticks: Sequence[Tick],
+    *,
+    epoch: int,
+    process_index: int = 0,
+    process_count: int = 1,
+    prefetch: int = 16,
+) -> Iterator[Batch]:
+    """The batches of several runs side by side: arrays have one more axis in front, the run's.
+
+    Run r's part of a tick is the batch that `batches` gives it alone; one that takes no part has a batch
+    of fillers.
+
+    Args:
+      encoded: the pairs of each run.
+      plans: the batches of each run, all of the same shapes.
+      ticks: of `s2s.data.plan.walk`.
+      epoch: that they are of.
+      process_index, process_count, prefetch: as in `batches`.
+
+    Raises:
+      ValueError: as `batches`.
+    """
+    planned = [
+        plan.epoch(epoch) if any(tick.numbers[run] is not None for tick in ticks) else []
+        for run, plan in enumerate(plans)
+    ]
+    nothing = np.zeros(0, np.int64)
+
+    def load(number: int) -> Batch:
+        bucket, numbers = ticks[number]
+        shape, own = plans[0].buckets[bucket], rows[bucket]
+        parts = [
+            pad_batch(pairs, nothing if which is None else order[which].ids, shape, own)
+            for pairs, order, which in zip(encoded, planned, numbers, strict=True)
+        ]
+        return Batch(*(np.stack(arrays) for arrays in zip(*parts, strict=True)))
+
+    rows = _rows(plans[0].buckets, process_index, process_count)
+    return _ahead(load, range(len(ticks)), prefetch)
+
+
+def _rows(buckets: Sequence[Bucket], process_index: int, process_count: int) -> list[slice]:
+    """The rows of each shape that a process loads."""
     if not 0 <= process_index < process_count:
         raise ValueError(f"process_index={process_index} must be from 0 to {process_count - 1}")
-    for bucket in plan.buckets:
-        if bucket.rows % process_count:
+    slices = []
+    for bucket in buckets:
+        share, rest = divmod(bucket.rows, process_count)
+        if rest:
             raise ValueError(
                 f"batches of {bucket.rows} rows cannot be shared by {process_count} processes: "
                 "make the plan with a rows_multiple that they divide"
             )
+        slices.append(slice(process_index * share, (process_index + 1) * share))
+    return slices
 
-    def load(number: int) -> Batch:
-        index, ids = planned[number]
-        bucket = plan.buckets[index]
-        share = bucket.rows // process_count
-        return pad_batch(encoded, ids, bucket, slice(process_index * share, (process_index + 1) * share))
 
-    planned = plan.epoch(epoch)
-    order = grain.MapDataset.source(range(start, len(planned))).map(load)
+def _ahead(load: Callable[[int], Batch], numbers: range, prefetch: int) -> Iterator[Batch]:
+    """Loads one number after another in a thread."""
+    order = grain.MapDataset.source(numbers).map(load)
     return iter(order.to_iter_dataset(grain.ReadOptions(num_threads=_THREADS, prefetch_buffer_size=prefetch)))
 
 

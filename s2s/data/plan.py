@@ -1,8 +1,8 @@
 """The batch plan: which pairs share a batch, and the shape they are padded to.
 
-Decides the batch shapes (each costs a compilation) and the order of an epoch, from
-lengths alone. Must not know texts, files, devices or hosts: every host that knows
-the lengths makes the same plan.
+Decides the order of an epoch, from lengths alone. Must not know texts, files, devices or
+hosts: every host that knows the lengths makes the same plan. The shapes of an epoch come in an
+order that no seed changes, so that runs trained side by side have batches of one shape at a time.
 
 Two measures of padding, for a batch costs two things. Its arrays are as large as its
 shape, a rectangle of rows x (S + T) cells that was compiled for. Its recurrences stop at
@@ -13,43 +13,16 @@ The shapes are chosen for the first, the companions of a pair for the second.
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 
-# Lengths a shape may have, a side; finer than this, a search costs more than it saves.
-_GRID = 64
-# Rounds of moves from one start; the search nearly always rests earlier.
-_ROUNDS = 20
-# Random starts for each number of shapes.
-_STARTS = 6
+from s2s.data.buckets import Bucket, by_cells, cheapest, checked, choose_shapes
+
 # Batches of a pool, within which pairs of like lengths are put together. Larger pools pad less, but batches
 # of one kind of pair teach less: with 2, 4 and 8 the model of experiments/luong_general.py ends at 99.7,
 # 98.8 and 96.1 % exact match.
 _POOL_BATCHES = 2
-# What an epoch costs, in cells walked. A cell of the arrays: embeddings, input projections and
-# attention are computed for the whole rectangle, and are about half as dear as the recurrences.
-_ARRAY_CELL = 0.5
-# An update beside its cells, as a share of a full batch's: the optimizer reads every parameter.
-_UPDATE = 0.1
-# A shape, in full batches: a compilation takes as long as some twenty updates on a CPU, over ten epochs.
-_COMPILATION = 2.0
-
-Corner = tuple[int, int]
-
-
-class Bucket(NamedTuple):
-    """One batch shape.
-
-    Attributes:
-      rows: pairs in a batch, B, filler rows included.
-      source: source positions, S.
-      target: target positions, T.
-    """
-
-    rows: int
-    source: int
-    target: int
 
 
 class PlannedBatch(NamedTuple):
@@ -64,12 +37,26 @@ class PlannedBatch(NamedTuple):
     ids: np.ndarray
 
 
+class Place(NamedTuple):
+    """Where a batch stands in an epoch.
+
+    Attributes:
+      order: of no unit; batches come by it.
+      bucket: index in `Plan.buckets`.
+      turn: number of the batch among those of its shape.
+    """
+
+    order: float
+    bucket: int
+    turn: int
+
+
 class Plan:
     """The batches of every epoch: made by `make_plan`.
 
     Args:
       buckets: the batch shapes.
-      members: positions of each shape's pairs.
+      members: positions of each shape's pairs; may be none.
       source, target: lengths of all pairs.
       seed, shuffle: as in `make_plan`.
 
@@ -94,6 +81,7 @@ class Plan:
     ):
         self.buckets = tuple(buckets)
         self._members = tuple(members)
+        self._numbers = [-(-len(ids) // bucket.rows) for bucket, ids in zip(buckets, members, strict=True)]
         self._source, self._target = source, target
         self._seed = seed
         self._shuffle = shuffle
@@ -111,28 +99,44 @@ class Plan:
         Every pair is in exactly one batch, and a shape's batches have equally many pairs, give
         or take one in each. With shuffling, a shape's pairs are dealt into pools at random,
         pairs of like lengths are put together within a pool, and the batches of all shapes are
-        shuffled: so which pairs meet and the order of the batches change from epoch to epoch.
-        A pair whose lengths are rare has few pairs to meet. Without shuffling all epochs are the
-        same, ordered by shape, and all pairs of a shape are one pool.
+        mixed: so which pairs meet and the order of the batches change from epoch to epoch.
+        A pair whose lengths are rare has few pairs to meet. The seed chooses the pairs of a batch,
+        not its shape: see `places`. Without shuffling all epochs are the same, ordered by shape, and
+        all pairs of a shape are one pool.
 
         Args:
           epoch: number of the epoch, from 0.
         """
-        rng = np.random.Generator(np.random.Philox(np.random.SeedSequence([self._seed, epoch])))
-        batches: list[PlannedBatch] = []
-        for index, (bucket, ids) in enumerate(zip(self.buckets, self._members, strict=True)):
-            number = -(-len(ids) // bucket.rows)
-            pools = max(number // _POOL_BATCHES, 1) if self._shuffle else 1
-            order = rng.permutation(ids) if self._shuffle else ids
-            start = 0
-            for pool in range(pools):
-                end = number * (pool + 1) // pools
-                pooled = order[len(ids) * start // number : len(ids) * end // number]
-                batches += [PlannedBatch(index, alike) for alike in self._alike(pooled, end - start)]
-                start = end
-        if self._shuffle:
-            return [batches[index] for index in rng.permutation(len(batches))]
-        return batches
+        rng = _dice(self._seed, epoch)
+        dealt = [
+            list(self._deal(rng.permutation(ids) if self._shuffle else ids, number))
+            for number, ids in zip(self._numbers, self._members, strict=True)
+        ]
+        return [PlannedBatch(index, dealt[index][turn]) for _, index, turn in self.places(epoch)]
+
+    def places(self, epoch: int) -> list[Place]:
+        """Where an epoch's batches stand, in order; no pair is looked at.
+
+        The n-th batch of a shape stands at the same place in every plan of the same shapes, whatever
+        its pairs and the seed. So plans with as many batches have one order of shapes, and others
+        can be walked together, a place at a time.
+        """
+        places: list[Place] = []
+        for index, number in enumerate(self._numbers):
+            order = np.full(number, float(index))
+            if self._shuffle:
+                order = _dice(epoch, index, 1).random(number)
+            places += [Place(place, index, turn) for turn, place in enumerate(order.tolist())]
+        return sorted(places)
+
+    def _deal(self, ids: np.ndarray, number: int) -> Iterator[np.ndarray]:
+        """Spreads a shape's pairs over so many batches."""
+        pools = max(number // _POOL_BATCHES, 1) if self._shuffle else 1
+        start = 0
+        for pool in range(pools if number else 0):
+            end = number * (pool + 1) // pools
+            yield from self._alike(ids[len(ids) * start // number : len(ids) * end // number], end - start)
+            start = end
 
     def _alike(self, ids: np.ndarray, number: int) -> list[np.ndarray]:
         """Cuts pairs into so many batches of like lengths.
@@ -157,6 +161,10 @@ class Plan:
         return int(self._source[ids].max()) + int(self._target[ids].max())
 
 
+def _dice(*numbers: int) -> np.random.Generator:
+    return np.random.Generator(np.random.Philox(np.random.SeedSequence(numbers)))
+
+
 def make_plan(
     source_lengths: np.ndarray,
     target_lengths: np.ndarray,
@@ -166,208 +174,72 @@ def make_plan(
     rows_multiple: int = 1,
     seed: int,
     shuffle: bool = True,
+    shapes: Sequence[Bucket] | None = None,
 ) -> Plan:
-    """Chooses batch shapes for the given lengths.
+    """Plans the batches of pairs of the given lengths.
 
-    A shape is a rectangle of S source and T target positions with at most batch_tokens / T
-    rows, rounded down to a multiple of ``rows_multiple`` but at least that. A pair goes to
-    the rectangle with the fewest cells S + T that holds it; a bucket's pairs are spread
-    evenly over as few batches as the rows allow, so its last batch is hardly emptier than
-    the others.
-
-    The search adds rectangles one at a time. For each number of them it moves one after
-    another to where an epoch's arrays have the fewest cells (source and target, padding and
-    filler rows included) until no move helps, from a few starts, and keeps the best; all places
-    of one rectangle are compared at once through sums over the histogram of lengths.
-
-    A shape must pay for its compilation, so a small corpus gets few: the number of shapes
-    minimises what an epoch costs. That counts the cells of the arrays, the updates (many, where
-    a rectangle is so long that few rows fit the budget) and the shapes, at the prices above; the
-    cells walked are left out, as they hardly depend on the shapes.
+    A pair goes to the shape with the fewest cells S + T that holds it; a shape's pairs are spread
+    evenly over as few batches as its rows allow, so its last batch is hardly emptier than the others.
 
     Args:
       source_lengths: source positions of each pair, EOS included.
       target_lengths: target positions of each pair, EOS included.
-      batch_tokens: target positions in a batch, padding included. A longer pair gets a
-        batch of ``rows_multiple`` rows all the same.
-      max_shapes: most shapes.
-      rows_multiple: rows of every batch are a multiple of this (devices, micro-batches).
+      batch_tokens, max_shapes, rows_multiple: as in `choose_shapes`.
       seed: of the shuffling.
       shuffle: shuffle every epoch; False: one fixed order, for evaluation.
+      shapes: of `choose_shapes` for this corpus and others; None: chosen for this one.
 
     Raises:
-      ValueError: there are no pairs, lengths differ in number, or an option is below 1.
+      ValueError: a pair fits none of the given shapes, or as `choose_shapes`.
     """
-    source = np.asarray(source_lengths, np.int64)
-    target = np.asarray(target_lengths, np.int64)
-    if source.shape != target.shape or source.ndim != 1:
-        raise ValueError(
-            f"{source.shape} source lengths but {target.shape} target lengths: give one each a pair"
+    source, target = checked(source_lengths, target_lengths)
+    if shapes is None:
+        shapes = choose_shapes(
+            [(source, target)],
+            batch_tokens=batch_tokens,
+            max_shapes=max_shapes,
+            rows_multiple=rows_multiple,
         )
-    if len(source) == 0:
-        raise ValueError("no pairs to make batches from: the corpus is empty or every pair was left out")
-    options = {"batch_tokens": batch_tokens, "max_shapes": max_shapes, "rows_multiple": rows_multiple}
-    for name, value in options.items():
-        if value < 1:
-            raise ValueError(f"{name}={value} must be at least 1")
-
-    source_grid, target_grid = _grid(source), _grid(target)
-    row, column = np.searchsorted(source_grid, source), np.searchsorted(target_grid, target)
-    flat = row * len(target_grid) + column
-    pairs = np.bincount(flat, minlength=len(source_grid) * len(target_grid))
-    pairs_ST = pairs.reshape(len(source_grid), len(target_grid))
-    search = _Search(source_grid, target_grid, pairs_ST, batch_tokens, rows_multiple)
-    shapes = [(int(source_grid[row]), int(target_grid[column])) for row, column in search.run(max_shapes)]
-    found: list[tuple[Bucket, np.ndarray]] = []
-    for (high, wide), ids in _tight(shapes, source, target):
-        rows = _even_rows(len(ids), _most_rows(wide, batch_tokens, rows_multiple), rows_multiple)
-        found.append((Bucket(int(rows), high, wide), ids))
-    found.sort(key=lambda item: (item[0].source + item[0].target, item[0]))
-    buckets, members = zip(*found, strict=True)
+    buckets = sorted(shapes, key=lambda bucket: by_cells(bucket[1:]))
+    bucket_of_pair = cheapest([bucket[1:] for bucket in buckets], source, target)
+    if (bucket_of_pair < 0).any():
+        pair = int(np.flatnonzero(bucket_of_pair < 0)[0])
+        raise ValueError(
+            f"a pair of {source[pair]} and {target[pair]} ids fits none of the shapes {list(buckets)}"
+        )
+    members = [np.flatnonzero(bucket_of_pair == index) for index in range(len(buckets))]
     return Plan(buckets, members, source, target, seed=seed, shuffle=shuffle)
 
 
-class _Search:
-    """Looks for the rectangles; a rectangle is a corner (row, column) of the histogram.
+class Tick(NamedTuple):
+    """One update of runs that go through an epoch side by side.
+
+    Attributes:
+      bucket: index in `Plan.buckets`, which are the same in all their plans.
+      numbers: for each run the number of its batch in the epoch; None: it has none here.
+    """
+
+    bucket: int
+    numbers: tuple[int | None, ...]
+
+
+def walk(plans: Sequence[Plan], positions: Sequence[tuple[int, int] | None]) -> tuple[int, list[Tick]]:
+    """The rest of the earliest epoch that some run is in, for all runs in it.
+
+    Batches at one place of the epoch are one tick: runs that stand at the same batch go on together,
+    those behind come first, and a run with fewer batches of a shape than another lets some ticks pass.
 
     Args:
-      source_S: lengths of the histogram's rows, ascending.
-      target_T: lengths of its columns.
-      pairs_ST: pairs with more than the length before and at most this one, each side.
-      batch_tokens, rows_multiple: as in `make_plan`.
+      plans: one a run, of the same shapes.
+      positions: (epoch, next batch in it) of each run; None: it takes no part.
+
+    Returns:
+      The epoch, and its ticks in order; runs in later epochs have no batch in them.
     """
-
-    def __init__(
-        self,
-        source_S: np.ndarray,
-        target_T: np.ndarray,
-        pairs_ST: np.ndarray,
-        batch_tokens: int,
-        rows_multiple: int,
-    ):
-        self._pairs_ST = pairs_ST
-        self._pair_cells_ST = source_S[:, None] + target_T[None, :]
-        self._most_rows_T = _most_rows(target_T, batch_tokens, rows_multiple)
-        self._full_batch = 2 * batch_tokens
-        self._rows_multiple = rows_multiple
-        self._last: Corner = (len(source_S) - 1, len(target_T) - 1)
-
-    def run(self, max_shapes: int) -> list[Corner]:
-        """The corners that `make_plan` describes."""
-        corners = best = [self._last]
-        price = self._price(corners)
-        for number in range(2, max_shapes + 1):
-            starts = [[*corners, self._best_corner(corners)], *self._drawn(number)]
-            corners = min((self._descend(start) for start in starts), key=lambda end: self._cost(end)[0])
-            now = self._price(corners)
-            if now < price:
-                best, price = corners, now
-        return best
-
-    def _price(self, corners: list[Corner]) -> float:
-        """What an epoch costs that depends on the shapes, in cells walked."""
-        cells, batches = self._cost(corners)
-        full_batches = _UPDATE * batches + _COMPILATION * len(corners)
-        return _ARRAY_CELL * cells + full_batches * self._full_batch
-
-    def assign(self, corners: list[Corner]) -> np.ndarray:
-        """Index of the rectangle of fewest cells that holds each cell of the histogram, [S, T]."""
-        assigned_ST = np.zeros(self._pairs_ST.shape, np.int64)
-        # Dearest first: cheaper ones overwrite.
-        for index in sorted(range(len(corners)), key=lambda index: -self._pair_cells_ST[corners[index]]):
-            row, column = corners[index]
-            assigned_ST[: row + 1, : column + 1] = index
-        return assigned_ST
-
-    def _drawn(self, number: int) -> Iterator[list[Corner]]:
-        """Starts at corners drawn from the pairs, always the same ones."""
-        rng = np.random.Generator(np.random.Philox(number))
-        share = self._pairs_ST.ravel() / self._pairs_ST.sum()
-        for _ in range(_STARTS):
-            drawn = np.unravel_index(rng.choice(share.size, number - 1, p=share), self._pairs_ST.shape)
-            yield [self._last, *((int(row), int(column)) for row, column in zip(*drawn, strict=True))]
-
-    def _cost(self, corners: list[Corner]) -> tuple[int, int]:
-        """Cells of an epoch's arrays, and its batches."""
-        assigned_ST = self.assign(corners)
-        pairs = np.bincount(assigned_ST.ravel(), self._pairs_ST.ravel(), len(corners)).astype(np.int64)
-        cells = np.array([self._pair_cells_ST[corner] for corner in corners])
-        most = np.array([self._most_rows_T[column] for _, column in corners])
-        return int((self._rows(pairs, most) * cells).sum()), int((-(-pairs // most)).sum())
-
-    def _descend(self, corners: list[Corner]) -> list[Corner]:
-        """Moves one rectangle after another to its best place until none gains."""
-        cost = self._cost(corners)[0]
-        for _ in range(_ROUNDS):
-            before = cost
-            for index in range(len(corners)):
-                others = corners[:index] + corners[index + 1 :]
-                if self._last not in others:
-                    continue  # something must hold the longest pair
-                moved = [*corners[:index], self._best_corner(others), *corners[index + 1 :]]
-                moved_cost = self._cost(moved)[0]
-                if moved_cost < cost:
-                    corners, cost = moved, moved_cost
-            if cost == before:
-                break
-        return corners
-
-    def _best_corner(self, others: list[Corner]) -> Corner:
-        """Where one more rectangle leaves the fewest cells."""
-        assigned_ST = self.assign(others)
-        taken_ST = np.zeros_like(self._pairs_ST)
-        cost_ST = np.zeros_like(self._pairs_ST)
-        for index, (row, column) in enumerate(others):
-            inside_ST = np.where(assigned_ST == index, self._pairs_ST, 0).cumsum(0).cumsum(1)
-            # A new rectangle takes what it holds from all that cost more.
-            moves_ST = np.where(self._pair_cells_ST < self._pair_cells_ST[row, column], inside_ST, 0)
-            kept_ST = inside_ST[-1, -1] - moves_ST
-            cost_ST += self._rows(kept_ST, self._most_rows_T[column]) * self._pair_cells_ST[row, column]
-            taken_ST += moves_ST
-        cost_ST += self._rows(taken_ST, self._most_rows_T[None, :]) * self._pair_cells_ST
-        return divmod(int(cost_ST.argmin()), cost_ST.shape[1])
-
-    def _rows(self, pairs: np.ndarray, most: np.ndarray) -> np.ndarray:
-        """Rows of an epoch's batches for so many pairs."""
-        return -(-pairs // most) * _even_rows(pairs, most, self._rows_multiple)
-
-
-def _tight(
-    shapes: list[tuple[int, int]], source: np.ndarray, target: np.ndarray
-) -> Iterator[tuple[tuple[int, int], np.ndarray]]:
-    """The shapes, no longer than the pairs that have none with fewer cells, and these pairs.
-
-    A shape that shrinks may become the better one for pairs of another, which then shrinks too.
-    """
-    while True:
-        shape_of_pair = np.zeros(len(source), np.int64)
-        # Dearest first: cheaper ones overwrite.
-        for index, (high, wide) in sorted(enumerate(shapes), key=lambda item: -sum(item[1])):
-            shape_of_pair[(source <= high) & (target <= wide)] = index
-        members = [ids for index in range(len(shapes)) if len(ids := np.flatnonzero(shape_of_pair == index))]
-        tight = [(int(source[ids].max()), int(target[ids].max())) for ids in members]
-        if tight == shapes:
-            return zip(shapes, members, strict=True)
-        shapes = tight
-
-
-def _most_rows(target: Any, batch_tokens: int, rows_multiple: int) -> Any:
-    """Rows that the token budget allows at a target length."""
-    return np.maximum(batch_tokens // target // rows_multiple, 1) * rows_multiple
-
-
-def _even_rows(pairs: Any, most: Any, rows_multiple: int) -> Any:
-    """Rows of a batch when pairs are spread evenly over as few batches as possible."""
-    batches = np.maximum(-(-pairs // most), 1)
-    return -(-pairs // (batches * rows_multiple)) * rows_multiple
-
-
-def _grid(lengths: np.ndarray) -> np.ndarray:
-    """The lengths that shapes may have: all that occur, or the most useful of them."""
-    values = np.unique(lengths)
-    if len(values) <= _GRID:
-        return values
-    # Half where the pairs are, half evenly over the tail.
-    common = np.quantile(lengths, np.linspace(0, 1, _GRID // 2), method="higher")
-    even = values[np.linspace(0, len(values) - 1, _GRID // 2).astype(np.int64)]
-    return np.union1d(common, even).astype(np.int64)
+    epoch = min(position[0] for position in positions if position is not None)
+    ticks: dict[Place, list[int | None]] = {}
+    for run, (plan, position) in enumerate(zip(plans, positions, strict=True)):
+        if position is not None and position[0] == epoch:
+            for number, place in enumerate(plan.places(epoch)[position[1] :], position[1]):
+                ticks.setdefault(place, [None] * len(plans))[run] = number
+    return epoch, [Tick(place.bucket, tuple(numbers)) for place, numbers in sorted(ticks.items())]

@@ -85,12 +85,12 @@ class Reporter:
                 if math.isfinite(value):
                     self._board.add_scalar(f"{group}/{name}", float(value), int(step))
 
-    def progress(self, step: int, values: Mapping[str, float], tokens: float = 0.0) -> None:
+    def progress(self, step: int, values: Mapping[str, float | str], tokens: float = 0.0) -> None:
         """Shows how far the run is: a bar on a terminal, else a line now and then.
 
         Args:
           step: updates done.
-          values: shown by name, such as epoch, loss and learning rate.
+          values: shown by name, such as epoch, loss and learning rate; texts as they are.
           tokens: target tokens trained on since the last call.
         """
         if not self._main:
@@ -105,7 +105,9 @@ class Reporter:
         self._steps_per_second += (steps_per_second - self._steps_per_second) * (
             0.3 if self._steps_per_second else 1.0
         )
-        parts = [f"{name} {number(value)}" for name, value in values.items()]
+        parts = [
+            f"{name} {value if isinstance(value, str) else number(value)}" for name, value in values.items()
+        ]
         parts.append(f"{_thousands(self._tokens / seconds)} tok/s")
         left = (self._total - step) / self._steps_per_second if self._steps_per_second > 0 else math.inf
         parts.append(f"{clock(left)} left")
@@ -207,6 +209,12 @@ def number(value: float) -> str:
         return str(value)
     value = float(value)
     return f"{value:.0f}" if 1e4 <= abs(value) < 1e9 else f"{value:.4g}"
+
+
+def spread(values: Sequence[float]) -> str:
+    """Mean and range: "2.31 (2.2 to 2.4)", or one number where there is but one."""
+    mean = number(sum(values) / len(values))
+    return mean if len(values) == 1 else f"{mean} ({number(min(values))} to {number(max(values))})"
 
 
 def clock(seconds: float) -> str:

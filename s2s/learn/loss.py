@@ -45,9 +45,9 @@ class Sums(NamedTuple):
         return Sums(*(mine + theirs for mine, theirs in zip(self, other, strict=True)))
 
     @classmethod
-    def zero(cls) -> Sums:
+    def zero(cls, dtype: Any = jnp.float32) -> Sums:
         """The sums over no token."""
-        return cls(*(jnp.zeros((), jnp.float32) for _ in cls._fields))
+        return cls(*(jnp.zeros((), dtype) for _ in cls._fields))
 
 
 def cross_entropy(
@@ -68,7 +68,7 @@ def cross_entropy(
 
     Args:
       x_BTH: what the softmax reads; any float type. Any finite number where the mask is False.
-      softmax: its parameters; logits are computed in float32 at least.
+      softmax: its parameters; logits are computed in float32 at least. With a ``size``, V is that.
       target_BT: ids; anything where the mask is False.
       mask_BT: True on real target positions.
       smoothing: share of probability spread evenly over the vocabulary, in [0, 1); may be traced.
@@ -151,15 +151,16 @@ def _sweep(
       What was found; and given ``smoothing``, the gradients of the summed loss by x_NH and by the
       softmax's parameters, else None.
     """
-    tokens, entries, axis = len(mask_N), len(softmax.bias_V), softmax.vocab_axis
+    tokens, axis = len(mask_N), softmax.vocab_axis
     precise = jnp.promote_types(x_NH.dtype, jnp.float32)
+    entries = len(softmax.bias_V) if softmax.size is None else softmax.size.astype(precise)
     low = dataclasses.replace(softmax, kernel=softmax.kernel.astype(x_NH.dtype))
     size = _chunk_size(tokens)
     spare = -tokens % size
     real = jnp.sum(mask_N)
     # The real tokens, in their order, then the others.
     order_N = jnp.pad(jnp.argsort(~mask_N, stable=True), (0, spare))
-    entry_1V = jnp.arange(entries)[None, :]
+    entry_1V = jnp.arange(len(softmax.bias_V))[None, :]
 
     def turn(chunk: jax.Array, carry: tuple[_Found, Any]) -> tuple[_Found, Any]:
         found, gradients = carry
@@ -171,14 +172,15 @@ def _sweep(
         norm_C1 = jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True)
         parts = _Found(
             norm_C1 - chosen_C1,
-            norm_C1 - jnp.mean(logits_CV, axis=-1, keepdims=True),
+            norm_C1 - jnp.sum(softmax.of_entries(logits_CV, 0), axis=-1, keepdims=True) / entries,
             _is_argmax(logits_CV, target_C1, chosen_C1).astype(precise),
         )
         found = jax.tree.map(lambda all_N, part_C1: _put(all_N, part_C1[:, 0], start), found, parts)
         if smoothing is None:
             return found, None
         dx_NH, dkernel, dbias_V = gradients
-        q_CV = (1 - smoothing) * (entry_1V == target_C1) + smoothing / entries
+        even_1V = softmax.of_entries(jnp.full(entry_1V.shape, smoothing / entries), 0)
+        q_CV = (1 - smoothing) * (entry_1V == target_C1) + even_1V
         real_C1 = (start + jnp.arange(size) < real)[:, None]
         slope_CV = jnp.where(real_C1, jnp.exp(logits_CV - norm_C1) - q_CV, 0)
         low_CV = slope_CV.astype(x_CH.dtype)
@@ -205,9 +207,10 @@ def _sweep(
         return found, None
     dx_NH, dkernel, dbias_V = gradients
     dx_NH = jnp.where(mask_N[:, None], dx_NH[place_N], 0)
+    trained = dataclasses.replace(softmax, size=None)
     return found, (
         dx_NH,
-        jax.tree.map(lambda p, d: d.astype(p.dtype), softmax, Softmax(dkernel, dbias_V, axis)),
+        jax.tree.map(lambda p, d: d.astype(p.dtype), trained, Softmax(dkernel, dbias_V, axis)),
     )
 
 

@@ -17,7 +17,46 @@ import optax
 from s2s.config import OptimConfig
 
 
+class Milestones(NamedTuple):
+    """Where schedules turn, in whole steps: a quotient of floats would drop a step early or late.
+
+    Integers, or integer arrays that may be traced: one program serves runs of many lengths.
+
+    Attributes:
+      decay_start: updates before "luong" first decays, counted from step 0.
+      decay_every: updates between decays, at least 1.
+      decay_steps: updates from the end of warm-up to the end of the run, at least 1.
+    """
+
+    decay_start: Any
+    decay_every: Any
+    decay_steps: Any
+
+
+def milestones(cfg: OptimConfig, *, steps_per_epoch: int, total_steps: int) -> Milestones:
+    """The milestones of a run of so many updates, and so many an epoch."""
+    return Milestones(
+        decay_start=round(cfg.decay_start * steps_per_epoch),
+        decay_every=max(1, round(cfg.decay_every * steps_per_epoch)),
+        decay_steps=max(1, total_steps - cfg.warmup_steps),
+    )
+
+
 def make_schedule(cfg: OptimConfig, *, steps_per_epoch: int, total_steps: int) -> optax.Schedule:
+    """Makes the learning rate of each step of a run.
+
+    Args:
+      cfg: as `schedule_between`.
+      steps_per_epoch: updates an epoch.
+      total_steps: updates of the whole run; "cosine" and "linear" are 0 from there on.
+
+    Returns:
+      As `schedule_between`.
+    """
+    return schedule_between(cfg, milestones(cfg, steps_per_epoch=steps_per_epoch, total_steps=total_steps))
+
+
+def schedule_between(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
     """Makes the learning rate of each step.
 
     Over the first w = ``warmup_steps`` steps the rate is ``learning_rate`` * step / w,
@@ -33,46 +72,51 @@ def make_schedule(cfg: OptimConfig, *, steps_per_epoch: int, total_steps: int) -
       exponential   learning_rate * decay_factor**(n / (decay_every * steps_per_epoch))
 
     Args:
-      cfg: learning rate, schedule and its numbers.
-      steps_per_epoch: updates an epoch.
-      total_steps: updates of the whole run; "cosine" and "linear" are 0 from there on.
+      cfg: learning rate, schedule and its numbers; of these, ``learning_rate`` and ``decay_factor``
+        may be traced float32 scalars.
+      turns: of `milestones`.
 
     Returns:
       A function from the number of updates made before (traced or not) to a float32 rate.
     """
     peak, warmup = cfg.learning_rate, cfg.warmup_steps
-    after = SCHEDULES[cfg.schedule](cfg, steps_per_epoch, max(1, total_steps - warmup))
+    after = SCHEDULES[cfg.schedule](cfg, turns)
     if warmup:
         after = optax.join_schedules([optax.linear_schedule(0.0, peak, warmup), after], [warmup])
     return lambda step: jnp.asarray(after(step), jnp.float32)
 
 
-def _constant(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+def _constant(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
     return optax.constant_schedule(cfg.learning_rate)
 
 
-def _luong(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
-    # Whole steps: a quotient of floats would drop a step early or late.
-    start = round(cfg.decay_start * steps_per_epoch)
-    every = max(1, round(cfg.decay_every * steps_per_epoch))
-
+def _luong(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
         step = jnp.asarray(count) + cfg.warmup_steps
-        drops = jnp.maximum((step - start) // every + 1, 0)
+        drops = jnp.maximum((step - turns.decay_start) // turns.decay_every + 1, 0)
         return cfg.learning_rate * jnp.power(cfg.decay_factor, drops.astype(jnp.float32))
 
     return schedule
 
 
-def _cosine(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
-    return optax.cosine_decay_schedule(cfg.learning_rate, decay_steps)
+def _cosine(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        count = jnp.minimum(count, turns.decay_steps)
+        return cfg.learning_rate * (0.5 * (1 + jnp.cos(jnp.pi * count / turns.decay_steps)))
+
+    return schedule
 
 
-def _linear(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
-    return optax.linear_schedule(cfg.learning_rate, 0.0, decay_steps)
+def _linear(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        # Not 1 - n / steps: a compiler may multiply by the reciprocal, and what should be 0 is below it.
+        left = turns.decay_steps - jnp.clip(count, 0, turns.decay_steps)
+        return cfg.learning_rate * (left / turns.decay_steps)
+
+    return schedule
 
 
-def _inverse_sqrt(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
+def _inverse_sqrt(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
     width = max(1, cfg.warmup_steps)
 
     def schedule(count: jax.typing.ArrayLike) -> jax.Array:
@@ -82,14 +126,17 @@ def _inverse_sqrt(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> o
     return schedule
 
 
-def _exponential(cfg: OptimConfig, steps_per_epoch: int, decay_steps: int) -> optax.Schedule:
-    every = max(1, round(cfg.decay_every * steps_per_epoch))
-    return optax.exponential_decay(cfg.learning_rate, every, cfg.decay_factor)
+def _exponential(cfg: OptimConfig, turns: Milestones) -> optax.Schedule:
+    def schedule(count: jax.typing.ArrayLike) -> jax.Array:
+        # The warm-up's program also asks for steps before its end.
+        count = jnp.maximum(count, 0)
+        return cfg.learning_rate * jnp.power(cfg.decay_factor, count / turns.decay_every)
+
+    return schedule
 
 
-# name -> (cfg, steps_per_epoch, steps from the end of warm-up to the end of the run) -> schedule
-# of the steps since the end of warm-up.
-SCHEDULES: dict[str, Callable[[OptimConfig, int, int], optax.Schedule]] = {
+# name -> (cfg, milestones) -> schedule of the steps since the end of warm-up.
+SCHEDULES: dict[str, Callable[[OptimConfig, Milestones], optax.Schedule]] = {
     "constant": _constant,
     "luong": _luong,
     "cosine": _cosine,
@@ -136,7 +183,9 @@ def make_optimizer(cfg: OptimConfig, schedule: optax.Schedule) -> optax.Gradient
       cfg: the rule and its numbers.
       schedule: learning rate of a step; see `make_schedule`.
     """
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if cfg.clip_norm else optax.identity()
+    # A traced norm is never 0: to clip or not is structure.
+    clips = isinstance(cfg.clip_norm, jax.Array) or cfg.clip_norm > 0
+    clip = optax.clip_by_global_norm(cfg.clip_norm) if clips else optax.identity()
     return optax.chain(clip, OPTIMIZERS[cfg.name](cfg), _descend(schedule))
 
 

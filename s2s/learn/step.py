@@ -120,7 +120,10 @@ def evaluation_params(state: TrainState) -> Params:
 
 
 def make_train_step(
-    graphdef: nnx.GraphDef, cfg: Config, optimizer: optax.GradientTransformation
+    graphdef: nnx.GraphDef,
+    cfg: Config,
+    optimizer: optax.GradientTransformation,
+    target_size: jax.Array | None = None,
 ) -> Callable[..., tuple[TrainState, Metrics]]:
     """Makes one update on the mean smoothed cross-entropy of all target tokens of a batch.
 
@@ -138,6 +141,8 @@ def make_train_step(
       graphdef: structure of the model.
       cfg: dropout rates and ``cfg.optim``; rates and label smoothing may be traced scalars.
       optimizer: from `s2s.learn.optim.make_optimizer`.
+      target_size: entries of the target vocabulary where parameters are padded to more, or None; may be
+        traced.
 
     Returns:
       A pure function (state, batch, total) -> (state, metrics). Where the batch is only a share of the
@@ -151,7 +156,7 @@ def make_train_step(
         model = merge(graphdef, params)
         output_BTH, _ = model(batch, _dropout(cfg.model, key, batch.index_B))
         target = batch.target_BT, batch.target_mask_BT
-        sums = cross_entropy(output_BTH, model.softmax(), *target, cfg.optim.label_smoothing)
+        sums = cross_entropy(output_BTH, model.softmax(target_size), *target, cfg.optim.label_smoothing)
         return sums.loss, sums
 
     gradient = jax.grad(objective, has_aux=True)
@@ -164,7 +169,8 @@ def make_train_step(
             grads, sums = gradient(params, piece, key)
             return (jax.tree.map(jnp.add, carry[0], grads), carry[1].add(sums)), None
 
-        start = (jax.tree.map(jnp.zeros_like, params), Sums.zero())
+        precise = jnp.promote_types(jax.tree.leaves(params)[0].dtype, jnp.float32)
+        start = (jax.tree.map(jnp.zeros_like, params), Sums.zero(precise))
         return jax.lax.scan(add, start, _cut(batch, pieces))[0]
 
     def train_step(
@@ -183,11 +189,14 @@ def make_train_step(
     return train_step
 
 
-def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Sums]:
+def make_eval_step(
+    graphdef: nnx.GraphDef, target_size: jax.Array | None = None
+) -> Callable[[Params, Batch], Sums]:
     """Makes the evaluation of a batch, without dropout or label smoothing: ``loss`` equals ``nll``.
 
     Args:
       graphdef: structure of the model.
+      target_size: as for `make_train_step`.
 
     Returns:
       A pure function (params, batch) -> sums.
@@ -196,7 +205,8 @@ def make_eval_step(graphdef: nnx.GraphDef) -> Callable[[Params, Batch], Sums]:
     def eval_step(params: Params, batch: Batch) -> Sums:
         model = merge(graphdef, params)
         output_BTH, _ = model(batch)
-        return cross_entropy(output_BTH, model.softmax(), batch.target_BT, batch.target_mask_BT)
+        softmax = model.softmax(target_size)
+        return cross_entropy(output_BTH, softmax, batch.target_BT, batch.target_mask_BT)
 
     return eval_step
 

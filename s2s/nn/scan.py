@@ -21,6 +21,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.custom_batching import custom_vmap
 from jax.extend import core
 
 from s2s.nn.equations import Arrays, Step, product_gradient, take_apart
@@ -236,15 +237,41 @@ def _loop(
         carry, stacks = state
         t = turns - 1 - number if reverse else number
         carry, out = turn(t, [_at(x, t) for x in xs], carry)
-        put = jax.lax.dynamic_update_index_in_dim
-        return carry, [put(stack, y, t, 0) for stack, y in zip(stacks, out, strict=True)]
+        return carry, [_put(stack, y, t) for stack, y in zip(stacks, out, strict=True)]
 
     stacks = [jnp.zeros((length, *out.shape), out.dtype) for out in outputs]
     return jax.lax.fori_loop(0, turns, body, (carry, stacks))
 
 
+@custom_vmap
 def _at(stack: jax.Array, t: jax.Array) -> jax.Array:
+    """Position t of a stack [T, ...]."""
     return jax.lax.dynamic_index_in_dim(stack, t, 0, keepdims=False)
+
+
+@_at.def_vmap
+def _(axis_size: int, mapped: list[bool], stack: jax.Array, t: jax.Array) -> tuple[jax.Array, bool]:
+    # One slice, as t is the same for all replicas; JAX would gather, and scatter below, as if it were not.
+    assert not mapped[1]
+    return jax.lax.dynamic_index_in_dim(stack, t, 1, keepdims=False), True
+
+
+@custom_vmap
+def _put(stack: jax.Array, y: jax.Array, t: jax.Array) -> jax.Array:
+    """The stack with y at position t."""
+    return jax.lax.dynamic_update_index_in_dim(stack, y, t, 0)
+
+
+@_put.def_vmap
+def _(
+    axis_size: int, mapped: list[bool], stack: jax.Array, y: jax.Array, t: jax.Array
+) -> tuple[jax.Array, bool]:
+    assert not mapped[2]
+    stack, y = (
+        x if is_mapped else jnp.broadcast_to(x, (axis_size, *x.shape))
+        for x, is_mapped in zip((stack, y), mapped, strict=False)
+    )
+    return jax.lax.dynamic_update_index_in_dim(stack, y, t, 1), True
 
 
 def _abstract_position(x: Any) -> jax.ShapeDtypeStruct:

@@ -26,7 +26,16 @@ from s2s.nn.recurrent import longest
 from s2s.nn.softmax import Softmax
 from s2s.shapes import check_shapes
 
-__all__ = ["DecoderState", "Memory", "Seq2Seq"]
+__all__ = ["VOCABULARY_AXES", "DecoderState", "Memory", "Seq2Seq"]
+
+# Parameters with an axis of a vocabulary: which axis, and whose vocabulary; all else of a model of these
+# sizes has the same shapes whatever the vocabularies are.
+VOCABULARY_AXES = {
+    "source_embedding": (0, "source"),
+    "target_embedding": (0, "target"),
+    "softmax_kernel": (1, "target"),
+    "softmax_bias": (0, "target"),
+}
 
 # Where masks are drawn: one number each, so that no two places share a key.
 _SOURCE, _ENCODER, _TARGET, _DECODER, _SOFTMAX = range(5)
@@ -146,11 +155,15 @@ class Seq2Seq(nnx.Module):
         attentional_BTH = drop(attentional_BTH, dropout.attentional, dropout.at(_SOFTMAX))
         return self._output(attentional_BTH), align_BTS
 
-    def softmax(self) -> Softmax:
-        """The softmax over target tokens; a tied one is the embedding table as it is stored."""
+    def softmax(self, size: jax.Array | None = None) -> Softmax:
+        """The softmax over target tokens; a tied one is the embedding table as it is stored.
+
+        Args:
+          size: entries of the target vocabulary, where the parameters are padded to more.
+        """
         if self.tie == "none":
-            return Softmax(self.softmax_kernel[...], self.softmax_bias[...])
-        return Softmax(self.target_embedding[...], self.softmax_bias[...], vocab_axis=0)
+            return Softmax(self.softmax_kernel[...], self.softmax_bias[...], size=size)
+        return Softmax(self.target_embedding[...], self.softmax_bias[...], vocab_axis=0, size=size)
 
     def start(self, memory: Memory, beams: int) -> DecoderState:
         """The decoder's state before BOS is read, leaves [B, K, ...]."""

@@ -22,11 +22,14 @@ class Softmax:
       bias_V: of the entries.
       vocab_axis: which axis of the kernel is V. A table of embeddings has 0: it is read as it is
         stored, and so is its gradient.
+      size: how many entries there are, where V is padded; an integer scalar, which may be traced. None:
+        all V. Those from there on have probability 0, and no gradient.
     """
 
     kernel: jax.Array
     bias_V: jax.Array
     vocab_axis: int = dataclasses.field(default=1, metadata={"static": True})
+    size: jax.Array | None = None
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities: [..., H] -> [..., V], in float32 at least."""
@@ -34,4 +37,12 @@ class Softmax:
         contracted = ((x.ndim - 1,), (1 - self.vocab_axis,)), ((), ())
         kernel = self.kernel.astype(x.dtype)
         logits = jax.lax.dot_general(x, kernel, contracted, preferred_element_type=precise)
-        return logits + jnp.broadcast_to(self.bias_V.astype(precise), logits.shape)
+        logits = logits + jnp.broadcast_to(self.bias_V.astype(precise), logits.shape)
+        # The lowest number, not -inf: what is multiplied by 0 makes no NaN.
+        return self.of_entries(logits, float(jnp.finfo(precise).min))
+
+    def of_entries(self, x: jax.Array, otherwise: float) -> jax.Array:
+        """[..., V], with another value where V is only padding."""
+        if self.size is None:
+            return x
+        return jnp.where(jax.lax.broadcasted_iota(jnp.int32, x.shape, x.ndim - 1) < self.size, x, otherwise)

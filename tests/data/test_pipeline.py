@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from s2s.batch import EOS, PAD, Batch
 from s2s.data.encode import Encoded
-from s2s.data.pipeline import batches, pad_batch
-from s2s.data.plan import Bucket, make_plan
+from s2s.data.pipeline import batches, pad_batch, stacked
+from s2s.data.plan import Bucket, choose_shapes, make_plan, walk
 
 
 def encoded_of(source_lengths, target_lengths, seed=0):
@@ -141,3 +141,32 @@ def test_an_abandoned_epoch_leaves_no_thread():
             break
         time.sleep(0.05)
     assert threading.active_count() == before
+
+
+@pytest.mark.parametrize("processes", (1, 2))
+def test_side_by_side_each_run_has_its_own_batches(processes):
+    rng = np.random.default_rng(3)
+    encoded = [encoded_of(rng.integers(1, 20, pairs), rng.integers(1, 20, pairs)) for pairs in (90, 40)]
+    sizes = dict(batch_tokens=80, max_shapes=3, rows_multiple=4)
+    shapes = choose_shapes([(one.source_lengths, one.target_lengths) for one in encoded], **sizes)
+    plans = [
+        make_plan(one.source_lengths, one.target_lengths, **sizes, seed=seed, shapes=shapes)
+        for seed, one in enumerate(encoded)
+    ]
+    epoch, ticks = walk(plans, [(1, 0), (1, 2)])
+    for process in range(processes):
+        share = dict(epoch=epoch, process_index=process, process_count=processes)
+        own = [list(batches(*both, **share)) for both in zip(encoded, plans, strict=True)]
+        made = list(stacked(encoded, plans, ticks, **share))
+        assert len(made) == len(ticks) > max(plan.batches_per_epoch for plan in plans) - 1
+        idle = 0
+        for tick, batch in zip(ticks, made, strict=True):
+            for run, number in enumerate(tick.numbers):
+                mine = Batch(*(array[run] for array in batch))
+                if number is None:
+                    idle += 1
+                    assert not mine.source_length_B.any() and not mine.target_BT.any()
+                    assert (mine.index_B == -1).all()
+                else:
+                    assert_same(mine, own[run][number])
+        assert idle

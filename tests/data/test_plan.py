@@ -9,8 +9,8 @@ import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
-from s2s.data import plan as plan_lib
-from s2s.data.plan import make_plan
+from s2s.data import buckets as buckets_lib
+from s2s.data.plan import choose_shapes, make_plan, walk
 
 
 @st.composite
@@ -124,8 +124,10 @@ def test_epochs_and_seeds_differ():
     plan = make_plan(source, target, batch_tokens=600, max_shapes=4, seed=1)
     other = make_plan(source, target, batch_tokens=600, max_shapes=4, seed=2)
     zero, one, seeded = plan.epoch(0), plan.epoch(1), other.epoch(0)
+    # Runs of any seeds have batches of one shape at a time.
+    assert [batch.bucket for batch in zero] == [batch.bucket for batch in seeded]
+    assert [batch.bucket for batch in zero] != [batch.bucket for batch in one]
     for left, right in ((zero, one), (zero, seeded)):
-        assert [batch.bucket for batch in left] != [batch.bucket for batch in right]
         companies = {frozenset(batch.ids.tolist()) for batch in left}
         assert not companies & {frozenset(batch.ids.tolist()) for batch in right}
     # Shuffled over the whole epoch, not shape by shape.
@@ -236,10 +238,10 @@ def test_many_different_lengths_lose_little(monkeypatch):
     rng = np.random.default_rng(0)
     source = np.minimum(rng.lognormal(4.0, 1.0, 5000).astype(int) + 1, 3000)
     target = np.minimum((source * rng.lognormal(0, 0.2, 5000)).astype(int) + 1, 3000)
-    assert len(np.unique(source)) > 4 * plan_lib._GRID
+    assert len(np.unique(source)) > 4 * buckets_lib._GRID
     plan = make_plan(source, target, batch_tokens=4000, max_shapes=4, seed=1)
     assert plan.buckets[-1].source == source.max() and plan.buckets[-1].target == target.max()
-    monkeypatch.setattr(plan_lib, "_GRID", 4 * plan_lib._GRID)
+    monkeypatch.setattr(buckets_lib, "_GRID", 4 * buckets_lib._GRID)
     fine = make_plan(source, target, batch_tokens=4000, max_shapes=4, seed=1)
     assert plan.array_padding < fine.array_padding + 0.01
 
@@ -247,8 +249,8 @@ def test_many_different_lengths_lose_little(monkeypatch):
 @settings(max_examples=25)
 @given(st.lists(st.integers(1, 10**6), min_size=1, max_size=500))
 def test_grid_holds_the_longest(values):
-    grid = plan_lib._grid(np.array(values))
-    assert len(grid) <= plan_lib._GRID and (np.diff(grid) > 0).all()
+    grid = buckets_lib._grid(np.array(values))
+    assert len(grid) <= buckets_lib._GRID and (np.diff(grid) > 0).all()
     assert grid[-1] == max(values) and set(grid.tolist()) <= set(values)
 
 
@@ -261,3 +263,74 @@ def test_bad_input_is_named():
         options = {"batch_tokens": 10, "max_shapes": 1, "rows_multiple": 1, name: 0}
         with pytest.raises(ValueError, match=f"{name}=0"):
             make_plan(np.array([1]), np.array([1]), seed=1, **options)
+
+
+@settings(max_examples=50)
+@given(st.lists(lengths(60), min_size=1, max_size=3), OPTIONS, st.integers(0, 100))
+def test_shapes_for_several_corpora_hold_all_of_them(corpora, options, epoch):
+    sizes = {name: options[name] for name in ("batch_tokens", "max_shapes", "rows_multiple")}
+    shapes = choose_shapes(corpora, **sizes)
+    assert len(shapes) <= options["max_shapes"]
+    used = set()
+    for source, target in corpora:
+        plan = make_plan(source, target, **options, shapes=shapes)
+        assert plan.buckets == shapes
+        batches = plan.epoch(epoch)
+        assert sorted(np.concatenate([batch.ids for batch in batches]).tolist()) == list(range(len(source)))
+        for batch in batches:
+            bucket = plan.buckets[batch.bucket]
+            used.add(batch.bucket)
+            assert 1 <= len(batch.ids) <= bucket.rows
+            assert source[batch.ids].max() <= bucket.source and target[batch.ids].max() <= bucket.target
+    assert used == set(range(len(shapes)))
+
+
+@settings(max_examples=50)
+@given(lengths(), OPTIONS, st.integers(1, 3))
+def test_a_corpus_that_is_there_again_changes_no_shape(both, options, times):
+    sizes = {name: options[name] for name in ("batch_tokens", "max_shapes", "rows_multiple")}
+    shapes = choose_shapes([both] * times, **sizes)
+    assert shapes == make_plan(*both, **options).buckets
+    assert same(make_plan(*both, **options, shapes=shapes).epoch(3), make_plan(*both, **options).epoch(3))
+
+
+def test_a_pair_that_fits_no_given_shape_is_told():
+    shapes = choose_shapes([like_a_corpus(100)], batch_tokens=300, max_shapes=2)
+    with pytest.raises(ValueError, match="a pair of 200 and 3 ids fits none"):
+        make_plan(np.array([3, 200]), np.array([3, 3]), batch_tokens=300, max_shapes=2, seed=1, shapes=shapes)
+
+
+def plans_of(*pairs):
+    corpora = [like_a_corpus(number, seed) for seed, number in enumerate(pairs)]
+    sizes = dict(batch_tokens=300, max_shapes=4)
+    shapes = choose_shapes(corpora, **sizes)
+    return [make_plan(*both, **sizes, seed=n, shapes=shapes) for n, both in enumerate(corpora)]
+
+
+def test_walked_together_each_run_has_its_own_epoch():
+    plans = plans_of(3000, 900, 3000)
+    epoch, ticks = walk(plans, [(2, 0), (2, 0), (2, 0)])
+    assert epoch == 2
+    for run, plan in enumerate(plans):
+        own = [tick for tick in ticks if tick.numbers[run] is not None]
+        assert [tick.numbers[run] for tick in own] == list(range(plan.batches_per_epoch))
+        assert [tick.bucket for tick in own] == [batch.bucket for batch in plan.epoch(2)]
+    # A place apart would cost an update of all.
+    most = [max(batches.count(b) for batches in ([p.bucket for p in plan.epoch(2)] for plan in plans))
+            for b in range(len(plans[0].buckets))]  # fmt: skip
+    assert len(ticks) == sum(most)
+
+
+def test_those_behind_come_first():
+    source, target = like_a_corpus(2000)
+    plans = [make_plan(source, target, batch_tokens=300, max_shapes=4, seed=seed) for seed in (1, 2, 3, 4)]
+    epoch, ticks = walk(plans, [(1, 7), (1, 4), None, (2, 0)])
+    assert epoch == 1
+    assert [tick.numbers for tick in ticks[:5]] == [
+        (None, 4, None, None),
+        (None, 5, None, None),
+        (None, 6, None, None),
+        (7, 7, None, None),
+        (8, 8, None, None),
+    ]
+    assert walk(plans, [None, None, None, (2, 3)])[0] == 2

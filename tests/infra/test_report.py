@@ -183,3 +183,10 @@ def test_numbers_and_clocks_are_short():
     assert [report._thousands(value) for value in (0, 999, 999.96, 18_240, 999_990, 2.5e6)] == [
         *("0", "999", "1.0k", "18.2k", "1.0M", "2.5M")
     ]
+
+
+@pytest.mark.parametrize(
+    ("values", "told"), [([2.31], "2.31"), ([1.0, 2.0, 4.5], "2.5 (1 to 4.5)"), ([3, 3], "3 (3 to 3)")]
+)
+def test_spread_is_mean_and_range(values, told):
+    assert report.spread(values) == told

@@ -33,6 +33,10 @@ def step(state, batch, total=lambda tree: tree):
     return {"w": state["w"] - 0.01 * gradient, "n": state["n"] + 1}, (value, hidden)
 
 
+def replicas_step(state_R, numbers_R, active_R, batch_R, total=lambda tree: tree):
+    return jax.vmap(lambda state, batch: step(state, batch, total))(state_R, batch_R)
+
+
 def start():
     return {"w": np.linspace(-1, 1, 15, dtype=np.float32).reshape(5, 3), "n": np.int32(0)}
 
@@ -42,6 +46,20 @@ def test_the_mesh_has_every_device_on_one_auto_axis():
     assert mesh.axis_names == ("data",)
     assert mesh.size == sharding.rows_multiple(mesh) == len(jax.devices()) == 8
     assert mesh.axis_types == (AxisType.Auto,)
+
+
+@pytest.mark.parametrize(
+    ("replicas", "devices", "shape"), [(8, 8, (8, 1)), (12, 8, (4, 2)), (3, 2, (1, 2)), (3, 1, (1, 1))]
+)
+def test_replicas_get_the_devices_that_they_can_be_dealt_out_to(replicas, devices, shape):
+    mesh = sharding.make_replicas_mesh(replicas, jax.devices()[:devices])
+    assert dict(mesh.shape) == dict(zip(("replica", "data"), shape, strict=True))
+    assert sharding.rows_multiple(mesh) == shape[1]
+    assert sorted(device.id for device in mesh.devices.flat) == list(range(devices))
+    batch = jax.tree.map(lambda leaf: np.stack([leaf] * replicas), make_batch(16))
+    cut = sharding.replicas_to_global(batch, mesh)
+    assert cut.source_BS.addressable_shards[0].data.shape == (replicas // shape[0], 16 // shape[1], 5)
+    np.testing.assert_array_equal(sharding.to_host(cut).source_BS, batch.source_BS)
 
 
 def test_one_process_is_the_main_one_and_asks_nobody():
@@ -128,7 +146,7 @@ WORKER = textwrap.dedent(
     import numpy as np
     from jax.experimental import multihost_utils
     from s2s.infra import sharding
-    from test_sharding import make_batch, start, step
+    from test_sharding import make_batch, replicas_step, start, step
 
     sharding.initialize_distributed(address, 2, process)
     mesh = sharding.make_mesh()
@@ -147,9 +165,19 @@ WORKER = textwrap.dedent(
     with jax.transfer_guard("allow"):
         gathered = multihost_utils.process_allgather(decode(state, batch), tiled=True)
     stopped = [sharding.any_process(process == 1), sharding.any_process(False)]
+    own = sharding.make_replicas_mesh(2)
+    assert dict(own.shape) == {"replica": int(devices), "data": 2}
+    pair = sharding.place_replicas(jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1]), start()), own)
+    nothing = sharding.place_replicas(np.zeros(2), own)
+    train = sharding.jit_replicas_step(replicas_step, own)
+    for seed in range(2):
+        parts = zip(make_batch(16, seed), make_batch(16, seed + 7))
+        batch = type(make_batch(16))(*(np.stack([a[rows], b[rows]]) for a, b in parts))
+        pair, _ = train(pair, nothing, nothing, sharding.replicas_to_global(batch, own))
+    pair = sharding.to_host(pair)["w"]
     sharding.barrier("end")
     weights = sharding.to_host(state)["w"]
-    np.savez(f"{out}/{process}.npz", w=weights, values=values, rows=gathered, stopped=stopped)
+    np.savez(f"{out}/{process}.npz", w=weights, values=values, rows=gathered, stopped=stopped, pair=pair)
     """
 )
 
@@ -181,9 +209,14 @@ def test_two_processes_train_as_one_does(tmp_path, devices):
     for seed in range(3):
         reference, (value, _) = jax.jit(step)(reference, make_batch(16, seed))
         wanted.append(value)
+    pair = [start(), jax.tree.map(lambda leaf: leaf + 1, start())]
+    for number, shift in enumerate((0, 7)):
+        for seed in range(2):
+            pair[number], _ = jax.jit(step)(pair[number], make_batch(16, seed + shift))
     for process in range(2):
         got = np.load(tmp_path / f"{process}.npz")
         np.testing.assert_allclose(got["w"], reference["w"], rtol=1e-5, atol=1e-6)
         np.testing.assert_allclose(got["values"], wanted, rtol=1e-6)
+        np.testing.assert_allclose(got["pair"], [one["w"] for one in pair], rtol=1e-5, atol=1e-6)
         np.testing.assert_array_equal(got["rows"], np.arange(16) * 2)
         assert got["stopped"].tolist() == [True, False]

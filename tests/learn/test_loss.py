@@ -1,5 +1,7 @@
 """The loss against its equation, written with loops in float64, and against automatic differentiation."""
 
+import dataclasses
+
 import jax
 import jax.extend
 import jax.numpy as jnp
@@ -284,3 +286,31 @@ def test_disagreeing_shapes_are_refused():
     x_BTH, softmax, target_BT, mask_BT = example()
     with pytest.raises(ValueError, match="mask_BT has T=3"):
         cross_entropy(x_BTH, softmax, target_BT, mask_BT[:, :3])
+
+
+@pytest.mark.parametrize("vocab_axis", [0, 1])
+def test_entries_that_only_pad_a_vocabulary_do_not_exist(x64, vocab_axis):
+    """Whatever stands there: the same sums and gradients, and none of it theirs."""
+    x_BTH, softmax, target_BT, mask_BT = example(vocab_axis=vocab_axis)
+    widths = ((0, 0), (0, 3)) if vocab_axis else ((0, 3), (0, 0))
+    padded = Softmax(
+        jnp.pad(softmax.kernel, widths, constant_values=5.0),
+        jnp.pad(softmax.bias_V, (0, 3), constant_values=1e3),
+        vocab_axis,
+        jnp.int32(V),
+    )
+
+    def loss(x_BTH, kernel, bias_V, like):
+        trained = dataclasses.replace(like, kernel=kernel, bias_V=bias_V)
+        sums = cross_entropy(x_BTH, trained, target_BT, mask_BT, 0.25)
+        return sums.loss, sums
+
+    graded = jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2), has_aux=True))
+    (_, wanted), (dx_BTH, dkernel, dbias_V) = graded(x_BTH, softmax.kernel, softmax.bias_V, softmax)
+    (_, got), (dx_padded, dkernel_padded, dbias_padded) = graded(x_BTH, padded.kernel, padded.bias_V, padded)
+    np.testing.assert_allclose(got, wanted, rtol=1e-12)
+    np.testing.assert_allclose(dx_padded, dx_BTH, rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(dkernel_padded, jnp.pad(dkernel, widths), rtol=1e-11, atol=1e-13)
+    np.testing.assert_allclose(dbias_padded, jnp.pad(dbias_V, (0, 3)), rtol=1e-11, atol=1e-13)
+    assert not np.any(dbias_padded[V:])
+    np.testing.assert_array_equal(jax.nn.softmax(padded.logits(x_BTH))[..., V:], 0)

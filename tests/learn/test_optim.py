@@ -206,3 +206,37 @@ def test_one_program_serves_many_learning_rates():
         alone = one(float(scales[replica]), float(decays[replica]))
         for leaf in PARAMS:
             np.testing.assert_allclose(both[leaf][replica], alone[leaf], rtol=1e-6)
+
+
+@pytest.mark.parametrize("name", config.SCHEDULES)
+def test_one_program_serves_runs_of_other_lengths_and_rates(name):
+    """Traced milestones and rates give the rates of the runs by themselves."""
+    runs = [(0.5, 0.25, 10, 40), (0.003, 0.9, 7, 33)]
+    cfgs = [
+        OptimConfig(
+            schedule=name,
+            warmup_steps=5,
+            learning_rate=peak,
+            decay_factor=factor,
+            decay_start=1.5,
+            decay_every=0.7,
+        )
+        for peak, factor, _, _ in runs
+    ]
+    turns = [
+        optim.milestones(cfg, steps_per_epoch=each, total_steps=all_)
+        for cfg, (_, _, each, all_) in zip(cfgs, runs, strict=True)
+    ]
+    steps = jnp.arange(50)
+
+    def rates(peak, factor, turns):
+        own = dataclasses.replace(cfgs[0], learning_rate=peak, decay_factor=factor)
+        return jax.vmap(optim.schedule_between(own, turns))(steps)
+
+    numbers = [
+        jnp.array(column, jnp.float32) for column in zip(*((run[0], run[1]) for run in runs), strict=True)
+    ]
+    got = jax.jit(jax.vmap(rates))(*numbers, jax.tree.map(lambda *column: jnp.array(column), *turns))
+    for number, (cfg, (_, _, each, all_)) in enumerate(zip(cfgs, runs, strict=True)):
+        schedule = optim.make_schedule(cfg, steps_per_epoch=each, total_steps=all_)
+        np.testing.assert_allclose(got[number], jax.vmap(schedule)(steps), rtol=3e-6, atol=1e-9)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from s2s import config as config_lib
-from s2s.data import pipeline
+from s2s.data import plan
 from s2s.infra import sharding
 from s2s.prepare import prepare
 from s2s.workdir import Workdir
@@ -29,18 +29,19 @@ def test_one_compilation_a_batch_shape(tmp_path, cache):
     mesh = sharding.make_mesh()
     jax.monitoring.register_event_duration_secs_listener(listen)
     try:
-        ready = prepare(cfg, Workdir(tmp_path), mesh, print)
-        assert len(ready.layout.buckets) == 2
-        state = ready.state
-        with ready.train_step as train_step:
+        ready = prepare([(cfg, Workdir(tmp_path))], mesh, print)
+        layout = ready.members[0].layout
+        assert len(layout.buckets) == 2
+        with ready.members[0].reporter, ready.program.compiled:
             for epoch in range(2):
                 first_epoch = list(programs) if epoch else []
-                for batch in pipeline.batches(ready.encoded, ready.layout, epoch=epoch):
+                _, ticks = plan.walk([layout], [(epoch, 0)])
+                for batch in ready.program.batches(ticks, epoch):
                     with jax.transfer_guard("disallow"):
-                        state, _ = train_step(state, sharding.to_global(batch, mesh))
+                        ready.program.update(batch, [True])
     finally:
         jax.monitoring.unregister_event_duration_listener(listen)
-    assert int(state.step) == 2 * ready.layout.batches_per_epoch
+    assert int(ready.program.own_state(0).step) == 2 * layout.batches_per_epoch
     assert programs == first_epoch
     assert sorted(collections.Counter(programs).values())[-2:] == [1, 2], programs
 
