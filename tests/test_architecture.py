@@ -24,6 +24,7 @@ GROUPS = {
     "s2s.shapes": "names",
     "s2s.batch": "names",
     "s2s.config": "names",
+    "s2s.axes": "names",
     "s2s.data": "data",
     "s2s.nn": "nn",
     "s2s.search": "search",
@@ -39,10 +40,20 @@ GROUPS = {
     "s2s.translator": "drivers",
     "s2s.likelihood": "drivers",
     "s2s.flags": "drivers",
+    "s2s.variation": "drivers",
+    "s2s.flops": "drivers",
+    "s2s.cost": "drivers",
+    "s2s.sizes": "drivers",
+    "s2s.cells": "drivers",
+    "s2s.grouping": "drivers",
+    "s2s.sweeping": "drivers",
+    "s2s.watch": "drivers",
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
     "s2s.main": "main",
+    "s2s.overrides": "main",
+    "s2s.sweep": "main",
     "experiments": "experiments",
 }
 
@@ -130,8 +141,8 @@ def wrong_arrows(module: str, source: str, is_package: bool = False) -> list[str
             own = theirs == group and group != "names"  # the three names files stand alone
             if not own and theirs not in ALLOWED[group]:
                 wrong.append(f"{where}, but {group} may import {sorted(ALLOWED[group]) or 'nothing'} only")
-            if group == "experiments" and name != "s2s.config":
-                wrong.append(f"{where}, but an experiment states a config: it needs s2s.config alone")
+            if group == "experiments" and name not in ("s2s.config", "s2s.axes"):
+                wrong.append(f"{where}, but an experiment states a config and axes: it needs no more")
             if group == "main" and name != "s2s.config" and not in_function:
                 wrong.append(f"{where}, but main imports all else inside main(): flags answer first")
         elif top in FORBIDDEN_LIBRARIES.get(group, ()):
@@ -221,6 +232,7 @@ def test_a_planted_arrow_is_found(module, source):
         ("s2s.train", "from s2s import __version__, search\nfrom s2s.data import pipeline"),
         ("s2s.main", "from s2s import config\ndef main():\n    from s2s import train"),
         ("experiments.x", "from s2s import config"),
+        ("experiments.x", "from s2s import axes"),
     ],
 )
 def test_an_allowed_arrow_is_not_found(module, source):
@@ -313,7 +325,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score")
+COMMANDS = ("main", "translate", "evaluate", "score", "sweep")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
