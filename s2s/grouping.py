@@ -217,8 +217,9 @@ def told(plan: Plan, costs: Mapping[str, Cost], machine: Machine, states: Mappin
         report.table(cells, ["cell", "program", "state", "parameters", *sizes])
         + "\n\n"
         + report.table(rows, ["program", "replicas", *sizes, "updates (h:mm:ss)", "cells"])
-        + f"\n\n{len(coming)} of {len(plan.cells)} cells to train in {len(rows)} programs, updates of "
-        f"{report.clock(sum(times))} one program after another, on {machine}\n"
+        + f"\n\n{len(coming)} of {len(plan.cells)} cells to train in {len(rows)} "
+        f"{'program' if len(rows) == 1 else 'programs'}, updates of {report.clock(sum(times))} "
+        f"one program after another, on {machine}\n"
         "estimated from shapes, good to a factor of two; evaluation and compilation come on top"
     )
 

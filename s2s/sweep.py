@@ -204,11 +204,12 @@ def _slurm_parameters() -> dict[str, Any]:
     return found
 
 
-def _parse(argv: list[str]) -> list[str]:
-    from s2s.overrides import parse
+def _start() -> None:
+    from s2s import commandline
 
-    return parse(argv)
+    commandline.with_large_pages()
+    app.run(main, flags_parser=commandline.parse)
 
 
 if __name__ == "__main__":
-    app.run(main, flags_parser=_parse)
+    _start()

@@ -52,7 +52,7 @@ GROUPS = {
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
     "s2s.main": "main",
-    "s2s.overrides": "main",
+    "s2s.commandline": "main",
     "s2s.sweep": "main",
     "experiments": "experiments",
 }

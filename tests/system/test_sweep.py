@@ -38,7 +38,7 @@ def get_config(seeds="3"):
 
 
 def sweep(seeds="3"):
-    return axes.product(axes.grid({"optim.learning_rate": [0.01, 0.02]}), axes.seeds(int(seeds)))
+    return axes.product(axes.grid({"optim.learning_rate": [0.01]}), axes.seeds(int(seeds)))
 """
 
 
@@ -211,7 +211,7 @@ def test_the_command_plans_and_tells_what_is_wrong(tmp_path, cache):
     done = command("s2s.sweep", *arguments(tmp_path, cache, "--dry_run", seeds="6"))
     out = done.stdout.decode()
     assert "learning_rate=0.01_seed=1  p001     to come" in out
-    assert "6 of 6 cells to train in 1 programs" in out
+    assert "6 of 6 cells to train in 1 program," in out
     assert not (tmp_path / "w").exists(), "a dry run leaves nothing"
     for override, told in (
         ("--config.optim.learning_rate=1", "leave the override out"),
