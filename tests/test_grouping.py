@@ -51,6 +51,7 @@ def test_all_problems_of_all_cells_are_told_at_once():
         axes.grid({"model.attention": ["dot", "genral"]}),
         axes.grid({"model.hiden": [3], "model.hidden": [31, 33]}),
         axes.axis("optim.learning_rate", [-1.0, "fast"]),
+        axes.grid({"model.cell": ["gruu"], "model.bridge": ["cop"]}),
     )
     with pytest.raises(cells.SweepError) as caught:
         made(points)
@@ -60,6 +61,7 @@ def test_all_problems_of_all_cells_are_told_at_once():
     assert "in hiden=3_hidden=31, hiden=3_hidden=33" in told
     assert "learning_rate=-1.0 must be at least 0" in told and "in learning_rate=-1" in told
     assert "learning_rate='fast' must be of type float" in told
+    assert "did you mean 'gru'" in told and "did you mean 'copy'" in told, "both of one cell"
     assert "attention=dot\n" not in told
 
 

@@ -1,5 +1,6 @@
 """Sweeps: only what is missing is done, and what fails takes nothing with it."""
 
+import fcntl
 import json
 import os
 import signal
@@ -176,14 +177,15 @@ def test_progress_is_that_of_all_cells(tmp_path, cache):
     plan = swept(tmp_path, cache, RATES, lambda jobs, watching: {job.name: 143 for job in jobs})
     home = cells.home(tmp_path)
     one, other = (home / cell.name for cell in plan.cells)
-    for folder, step in ((one, 4), (other, 1)):
+    for folder, step in ((one, 2), (other, 1)):
         folder.mkdir(parents=True)
         (folder / "metrics.jsonl").write_text(f'{{"step": {step}, "train/loss": 1}}\n{{"step": 9, "tr')
     watching = watch.Watch(plan, home)
-    assert watching.share() == pytest.approx((1 + 1 / 4) / 2)
+    assert watching.share() == pytest.approx((2 / 4 + 1 / 4) / 2)
     assert watching.states({"p001": "running"}) == ["running", "running"]
     cells.fail(plan.cells[0], home, "x")
     assert watching.states({"p001": "running"}) == ["failed", "running"]
+    # What has failed is behind us as well.
     line = watching.line((0, 1, 1, 0), now=10.0)
     assert line == "2 cells: 0 done, 1 running, 1 failed, 0 to come  62 %  ? left"
     (other / "metrics.jsonl").write_text('{"step": 2}\n')
@@ -194,6 +196,21 @@ def test_two_sweeps_do_not_share_a_work_directory(tmp_path):
     with sweeping.alone(tmp_path), pytest.raises(cells.SweepError, match="swept by another process"):
         with sweeping.alone(tmp_path):
             pass
+
+
+@pytest.mark.skipif(not hasattr(os, "sched_setaffinity"), reason="only Linux gives cores away")
+def test_programs_side_by_side_keep_to_cores_of_their_own(tmp_path):
+    (tmp_path / "programs").mkdir()
+    cores = sorted(os.sched_getaffinity(0))
+    if len(cores) < 2:
+        pytest.skip("there is one core")
+    with (tmp_path / "programs" / "cores-0.lock").open("w") as other:
+        fcntl.flock(other, fcntl.LOCK_EX)
+        with sweeping._own_cores(tmp_path, 2):
+            assert sorted(os.sched_getaffinity(0)) == cores[1::2]
+    with sweeping._own_cores(tmp_path, 2):
+        assert sorted(os.sched_getaffinity(0)) == cores[0::2]
+    assert sorted(os.sched_getaffinity(0)) == cores
 
 
 def arguments(tmp_path, cache, *more, seeds="3"):
