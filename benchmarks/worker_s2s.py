@@ -17,10 +17,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from benchmarks import flops
 from benchmarks.data import plan_of_sentences
 from benchmarks.peers import protocol
 from s2s import config as config_lib
+from s2s import flops
 from s2s.batch import Batch
 from s2s.data import corpora, encode, pipeline, plan, vocab
 from s2s.infra import sharding
@@ -165,8 +165,6 @@ class Worker:
         }
 
     def _flops(self, batch: Batch) -> float:
-        if self.cfg.model.attention not in ("dot", "general"):
-            return 0.0
         tokens = flops.Tokens(
             sentences=int((batch.source_length_B > 0).sum()),
             source=int(batch.source_length_B.sum()),

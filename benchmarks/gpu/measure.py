@@ -19,11 +19,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from benchmarks.flops import Tokens, train_flops
 from benchmarks.gpu.layers import WAYS, walking
 from s2s import search
 from s2s.batch import Batch
 from s2s.config import Config, ModelConfig, validate
+from s2s.flops import Tokens, train_flops
 from s2s.learn import optim
 from s2s.learn import step as step_lib
 from s2s.nn import cudnn

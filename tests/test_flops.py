@@ -8,14 +8,16 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
 import pytest
 from flax import nnx
 
-from benchmarks import data, flops
+from benchmarks import data
 from s2s import config as config_lib
+from s2s import flops
 from s2s.batch import Batch
 from s2s.learn import optim
 from s2s.learn import step as step_lib
@@ -31,8 +33,11 @@ MODELS = [
     dataclasses.replace(SMALL, encoder_hidden=96, attention="general"),
     dataclasses.replace(SMALL, cell="gru", attention="dot"),
     dataclasses.replace(SMALL, embedding=64, tie="target"),
+    dataclasses.replace(SMALL, attention="concat"),
+    dataclasses.replace(SMALL, attention="fixed", cell="tanh"),
+    dataclasses.replace(SMALL, attention="none", bridge="copy"),
 ]
-NAMES = ["luong", "feeding", "bidirectional, dense", "gru, dot", "tied"]
+NAMES = ["luong", "feeding", "bidirectional, dense", "gru, dot", "tied", "concat", "fixed", "none"]
 
 
 def counted(function, *arguments) -> float:
@@ -107,6 +112,30 @@ def test_padding_counts_for_nothing_and_tokens_for_themselves():
     assert flops.train_flops(SMALL, ENTRIES, flops.Tokens(1, 5, 4, 20)) == 3 * one
 
 
-def test_attention_that_is_not_counted_is_refused():
-    with pytest.raises(ValueError, match="'concat' is not counted: use 'dot' or 'general'"):
-        flops.forward_flops(dataclasses.replace(SMALL, attention="concat"), ENTRIES, flops.Tokens(1, 1, 1, 1))
+EVERY = [
+    dict(cell=cell, attention=attention, bridge=bridge, tie=tie, input_feeding=feeding, **layers)
+    for cell, attention, bridge, tie, feeding, layers in itertools.product(
+        config_lib.CELLS,
+        config_lib.ATTENTIONS,
+        config_lib.BRIDGES,
+        config_lib.TIES,
+        [False, True],
+        [dict(layers=1), dict(layers=2, bidirectional=False), dict(layers=2, encoder_layers=1)],
+    )
+]
+
+
+@pytest.mark.parametrize("number", range(0, len(EVERY), 53))
+def test_parameters_are_those_of_the_model(number):
+    cfg = config_lib.ModelConfig(embedding=6, hidden=8, **EVERY[number])
+    shared = cfg.tie == "all"
+    try:
+        data = config_lib.DataConfig(vocab=config_lib.VocabConfig(shared=shared))
+        config_lib.validate(config_lib.Config(model=cfg, data=data))
+    except config_lib.ConfigError:
+        cfg = dataclasses.replace(cfg, bridge="dense", encoder_layers=None)
+    sizes = (11, 11) if shared else (13, 11)
+
+    _, params = step_lib.abstract_params(cfg, *sizes)
+
+    assert flops.parameters(cfg, *sizes) == step_lib.parameter_count(params)
