@@ -15,20 +15,18 @@ from collections.abc import Callable, Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2s.infra.processes import Job, finish, signals, start
+from s2s.infra import slurm
+from s2s.infra.processes import Job, LaunchError, finish, signals, start
 
 __all__ = ["Job", "LaunchError", "Stopped", "Watch", "launch_local", "launch_slurm"]
 
-# Seconds between two looks at the jobs, and between two calls of `watch` while nothing happens.
-_LOOK_S, _TELL_S = 0.1, 1.0
+# Seconds between two looks at processes, at the results of Slurm's jobs, and at Slurm's queue, whose server
+# has other people to answer; and between two calls of `watch` while nothing happens.
+_LOOK_S, _RESULTS_S, _QUEUE_S, _TELL_S = 0.1, 0.5, 5.0, 1.0
 
 # Is told, at every change and about once a second, each job's state:
 # "waiting", "running", "finished" (exit code 0) or "failed".
 Watch = Callable[[dict[str, str]], None]
-
-
-class LaunchError(ValueError):
-    """Jobs that cannot be started as asked."""
 
 
 class Stopped(Exception):
@@ -102,7 +100,7 @@ def launch_local(jobs: Sequence[Job], at_once: int, watch: Watch = _nobody) -> d
             f"stopped by {signal.Signals(asked[0]).name} with {undone} of {len(jobs)} jobs to do; "
             "the same command goes on from there",
         )
-    return codes
+    return {job.name: codes[job.name] for job in jobs}
 
 
 def launch_slurm(
@@ -132,7 +130,32 @@ def launch_slurm(
         the folder, or a job of the same name and another command is still there.
       Stopped: a signal asked to stop; the jobs go on.
     """
-    raise NotImplementedError
+    _check(jobs)
+    folder = Path(folder).absolute()
+    codes: dict[str, int] = {}
+    tell = _Teller(jobs, watch)
+    with slurm.alone(folder), signals() as asked:
+        cluster = slurm.Cluster(folder, parameters)
+        cluster.find()
+        cluster.submit(jobs)
+        clock = time.monotonic()
+        while len(codes) < len(jobs) and not asked:
+            if time.monotonic() - clock >= _QUEUE_S:
+                cluster.look()
+                clock = time.monotonic()
+            for job in jobs:
+                if job.name not in codes and (code := cluster.code(job)) is not None:
+                    codes[job.name] = code
+            tell(cluster.running, codes)
+            if len(codes) < len(jobs):
+                time.sleep(_RESULTS_S)
+    if len(codes) < len(jobs):
+        raise Stopped(
+            asked[0],
+            f"stopped by {signal.Signals(asked[0]).name}; {len(jobs) - len(codes)} of {len(jobs)} jobs go on "
+            "in Slurm, and the same command waits for them again",
+        )
+    return {job.name: codes[job.name] for job in jobs}
 
 
 def _check(jobs: Sequence[Job]) -> None:

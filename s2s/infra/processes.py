@@ -24,6 +24,10 @@ _PR_SET_PDEATHSIG = 1
 STOPPED = (128 + signal.SIGTERM, 128 + signal.SIGINT)
 
 
+class LaunchError(ValueError):
+    """Jobs that cannot be started as asked."""
+
+
 class Job(NamedTuple):
     """A program to be run.
 
