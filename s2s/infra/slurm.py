@@ -32,6 +32,8 @@ _PARAMETERS: dict[str, Any] = {
     "slurm_signal_delay_s": 120,
     "slurm_max_num_timeout": 100,
 }
+# What submitit takes for Slurm's warning that a job's time is nearly up.
+_WARNING = signal.SIGUSR2
 # States of squeue after which a job does not run again.
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
           "REVOKED", "TIMEOUT")  # fmt: skip
@@ -222,9 +224,13 @@ class Program:
         signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child.pid, signal.SIGTERM))
         # Not `Popen.wait`, whose lock `checkpoint` would meet inside this same thread.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        self._child = None
         code = finish(child)
         if code in STOPPED:
-            # No result: whether the job is queued again is for Slurm to say.
+            if _runs_still():
+                # Preempted with some time of grace: Slurm takes a job that uses it to end for a failed one.
+                signal.raise_signal(_WARNING)  # submitit's handler queues the job again and leaves
+            # No result: whether the job runs again is for Slurm to say.
             raise SystemExit(code)
         return code
 
@@ -239,6 +245,14 @@ class Program:
             while os.waitid(os.P_PID, self._child, how) is None and time.monotonic() < deadline:
                 time.sleep(0.1)
         return DelayedSubmission(Program(self.command, self.log, self.grace))
+
+
+def _runs_still() -> bool:
+    """Whether the job that this process is in is, for Slurm, neither cancelled nor queued again."""
+    with contextlib.suppress(LaunchError):
+        number = os.environ.get("SLURM_JOB_ID")
+        return number is not None and [row["state"] for row in _squeue("--jobs", number)] == ["RUNNING"]
+    return False
 
 
 @contextlib.contextmanager
@@ -261,8 +275,11 @@ def alone(folder: Path) -> Iterator[None]:
         yield
 
 
-def _squeue() -> list[dict[str, str]]:
+def _squeue(*which: str) -> list[dict[str, str]]:
     """This user's jobs, those that ended lately too, one row for each member of an array.
+
+    Args:
+      which: more arguments of squeue, to see only some of them.
 
     Raises:
       LaunchError: Slurm does not answer.
@@ -275,6 +292,7 @@ def _squeue() -> list[dict[str, str]]:
         "--array",
         "--states=all",
         f"--format={'|'.join(fields.values())}",
+        *which,
     ]
     try:
         done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=True)
