@@ -17,7 +17,8 @@ STEPS = 60
 RTOL, ATOL = 2e-4, 2e-5
 OVERRIDES = {
     "run.steps": STEPS, "run.eval_every": STEPS, "run.save_every": 5, "run.log_every": 5,
-    "data.batch_tokens": 1024, "data.max_shapes": 1, "model.embedding": 8, "model.hidden": 16, "model.dropout": 0.2, "optim.learning_rate": 0.001,
+    "data.batch_tokens": 1024, "data.max_shapes": 1, "model.embedding": 8, "model.hidden": 16,
+    "model.dropout": 0.2, "optim.learning_rate": 0.001,
 }  # fmt: skip
 
 
