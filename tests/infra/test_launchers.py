@@ -122,8 +122,10 @@ def test_a_watcher_that_fails_ends_the_jobs(tmp_path):
         if (tmp_path / "pid").exists():
             raise RuntimeError("no more")
 
+    began = time.monotonic()
     with pytest.raises(RuntimeError, match="no more"):
         launch_local([shell(tmp_path, "long", f"echo $$ > {tmp_path}/pid; exec sleep 300")], 1, watch)
+    assert time.monotonic() - began < 30
     assert not alive(int((tmp_path / "pid").read_text()))
 
 
@@ -170,6 +172,8 @@ def paper_slurm(tmp_path, monkeypatch):
         # Says no more than the number; the job's name is in the file.
         "sbatch": f"echo x >> {tmp_path}/submitted; n=$(wc -l < {tmp_path}/submitted); "
         f"name=$(grep -o 'job-name=.*' $1 | cut -d= -f2); "
+        # Whoever is killed now must be able to find the jobs again.
+        f"grep -q $name {tmp_path}/folder/submitted.json || exit 1; "
         f'for i in 0 1; do echo "${{n}}_$i|$n|PENDING|$name" >> {queue}; done; '
         "echo Submitted batch job $n",
     }

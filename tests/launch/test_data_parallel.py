@@ -4,39 +4,20 @@ import signal
 import subprocess
 import time
 
-import numpy as np
 import pytest
 
-from tests.launch.conftest import ROOT, one_device, steps_saved, training, until
-from tests.system.test_train import parameters
+from tests.launch.conftest import (
+    OVERRIDES,
+    ROOT,
+    STEPS,
+    assert_same_numbers,
+    one_device,
+    steps_saved,
+    training,
+    until,
+)  # fmt: skip
 
 pytestmark = pytest.mark.slow
-
-STEPS = 60
-# Adam divides by the size of a gradient: what differs in its last digits only grows with the updates.
-RTOL, ATOL = 2e-4, 2e-5
-OVERRIDES = {
-    "run.steps": STEPS, "run.eval_every": STEPS, "run.save_every": 5, "run.log_every": 5,
-    "data.batch_tokens": 1024, "data.max_shapes": 1, "model.embedding": 8, "model.hidden": 16,
-    "model.dropout": 0.2, "optim.learning_rate": 0.001,
-}  # fmt: skip
-
-
-def assert_same_numbers(one, other):
-    left, right = parameters(one), parameters(other)
-    assert left.keys() == right.keys()
-    for name in left:
-        np.testing.assert_allclose(left[name], right[name], rtol=RTOL, atol=ATOL, err_msg=name)
-
-
-@pytest.fixture(scope="session")
-def single(tmp_path_factory, cache):
-    """What one process on one device learns."""
-    folder = tmp_path_factory.mktemp("single") / "work"
-    subprocess.run(
-        training(cache, folder, **OVERRIDES), cwd=ROOT, env=one_device(), check=True, capture_output=True
-    )
-    return folder
 
 
 def start(count, cache, folder, port):

@@ -10,8 +10,7 @@ import pytest
 
 from s2s.infra import launchers
 from s2s.infra.launchers import Job, Stopped, launch_slurm
-from tests.launch.conftest import ROOT, one_device, steps_saved, training, until
-from tests.launch.test_data_parallel import OVERRIDES, STEPS, assert_same_numbers, single  # noqa: F401
+from tests.launch.conftest import OVERRIDES, ROOT, STEPS, assert_same_numbers, steps_saved, training, until
 
 pytestmark = pytest.mark.slow
 
@@ -54,7 +53,11 @@ def in_queue(folder, name):
 @pytest.fixture(autouse=True)
 def look_often(monkeypatch):
     monkeypatch.setattr(launchers, "_QUEUE_S", 1.0)
-    monkeypatch.setattr(os, "environ", one_device())
+    # What sbatch hands on to the jobs: that of a user, with one CPU device.
+    monkeypatch.delenv("XLA_FLAGS", raising=False)
+    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
+    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    monkeypatch.setenv("S2S_PYTHON", sys.executable)
 
 
 def test_jobs_warned_preempted_cancelled_and_left_alone(tmp_path, slurm):
@@ -98,7 +101,7 @@ def test_jobs_warned_preempted_cancelled_and_left_alone(tmp_path, slurm):
     assert jobs[4].log.read_text() == "no\n"
 
 
-def test_srun_trains_with_two_tasks_and_goes_on_after_a_warning(tmp_path, cache, slurm, single):  # noqa: F811
+def test_srun_trains_with_two_tasks_and_goes_on_after_a_warning(tmp_path, cache, slurm, single):
     """launch/slurm/train.sbatch as a person would submit it, warned as if its time were up."""
     work = tmp_path / "work"
     _, _, _, *arguments = training(cache, work, **OVERRIDES)
