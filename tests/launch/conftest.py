@@ -23,6 +23,9 @@ OVERRIDES = {
     "model.dropout": 0.2, "optim.learning_rate": 0.001,
 }  # fmt: skip
 
+# Every process compiles for itself, and these few updates are done sooner than programs are made better.
+PLAIN = {"JAX_PLATFORMS": "cpu", "JAX_DISABLE_MOST_OPTIMIZATIONS": "true", "PYTHONPATH": str(ROOT)}
+
 # What Slurm and the tests need to be told; the rest is Slurm's own default.
 SLURM_CONF = """
 ClusterName=tests
@@ -131,7 +134,7 @@ def training(cache, workdir, **overrides):  # noqa: F811
 
 def one_device(**more):
     """The environment of a user: one CPU device, nothing of pytest's but its compiled programs."""
-    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "PYTHONPATH": str(ROOT), **more}
+    environment = {**os.environ, **PLAIN, **more}
     environment.pop("XLA_FLAGS", None)
     return environment
 

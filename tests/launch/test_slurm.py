@@ -10,7 +10,16 @@ import pytest
 
 from s2s.infra import launchers
 from s2s.infra.launchers import Job, Stopped, launch_slurm
-from tests.launch.conftest import OVERRIDES, ROOT, STEPS, assert_same_numbers, steps_saved, training, until
+from tests.launch.conftest import (
+    OVERRIDES,
+    PLAIN,
+    ROOT,
+    STEPS,
+    assert_same_numbers,
+    steps_saved,
+    training,
+    until,
+)
 
 pytestmark = pytest.mark.slow
 
@@ -55,8 +64,8 @@ def look_often(monkeypatch):
     monkeypatch.setattr(launchers, "_QUEUE_S", 1.0)
     # What sbatch hands on to the jobs: that of a user, with one CPU device.
     monkeypatch.delenv("XLA_FLAGS", raising=False)
-    monkeypatch.setenv("JAX_PLATFORMS", "cpu")
-    monkeypatch.setenv("PYTHONPATH", str(ROOT))
+    for name, value in PLAIN.items():
+        monkeypatch.setenv(name, value)
     monkeypatch.setenv("S2S_PYTHON", sys.executable)
 
 
