@@ -122,7 +122,8 @@ def prepare(
     }
     for run in opened:
         run.found = _restore(run, abstract[run.sizes], tell)
-    shapes, shared = _shapes(opened, mesh)
+    training = sharding.make_replicas_mesh(len(opened)) if len(opened) > 1 else mesh
+    shapes, shared = _shapes(opened, training)
 
     # Members.
     members = []

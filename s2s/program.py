@@ -131,7 +131,10 @@ class Together:
         self._active: dict[tuple[bool, ...], Any] = {}
         self._on_host: Any = None
         self.compiled = compilation.ByShape(
-            sharding.jit_replicas_step(replicas.make_replicas_step(graphdef, members[0].cfg), self._mesh),
+            sharding.jit_replicas_step(
+                replicas.make_replicas_step(graphdef, members[0].cfg, together=sharding.is_wide(self._mesh)),
+                self._mesh,
+            ),
             [
                 (
                     sharding.abstract_replicas(self._abstract(), self._mesh),

@@ -67,6 +67,8 @@ def run(cfg: Config, folder: str, *, began: float | None = None) -> dict[str, An
       ConfigError, WorkdirError, CorpusError, VocabularyError, CheckpointError: as their names say.
     """
     began = time.monotonic() if began is None else began
+    if cfg.run.replicas > 1:
+        sharding.use_cores(cfg.run.replicas)
     work, chief = Workdir(folder), sharding.is_main_process()
     changed = work.check(cfg)
     finished = _is_finished(work, changed)
@@ -110,6 +112,7 @@ def run_together(runs: Sequence[Run], *, began: float | None = None) -> list[Out
       WorkdirError, CorpusError, VocabularyError, CheckpointError: as their names say.
     """
     _check_together(runs)
+    sharding.use_cores(len(runs))
     return _together(runs, time.monotonic() if began is None else began)
 
 

@@ -7,6 +7,7 @@ another, "replica". Must not know what a step computes.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import os
 from collections.abc import Callable, Sequence
@@ -95,6 +96,26 @@ def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
     return Mesh(_by_process(devices or jax.devices()).ravel(), (AXIS,), axis_types=(AxisType.Auto,))
 
 
+def use_cores(replicas: int) -> None:
+    """Makes the cores of a CPU devices, on which several models can be trained side by side.
+
+    An update of a small model cannot keep several cores busy, but two updates can: 8 models of 128 units
+    (batches of 32 pairs of 16 tokens) took 0.62 to 0.67 of the time on 2 cores. There are as many devices as
+    cores, or more where the replicas could not be dealt out evenly. Must come before anything asks for
+    devices, else nothing changes; accelerators stay as they are.
+
+    Args:
+      replicas: models in the program.
+    """
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    devices = min(n for n in range(1, replicas + 1) if replicas % n == 0 and n >= min(cores, replicas))
+    if devices == 1 or "xla_force_host_platform_device_count" in os.environ.get("XLA_FLAGS", ""):
+        return
+    # JAX refuses where it has begun.
+    with contextlib.suppress(RuntimeError):
+        jax.config.update("jax_num_cpu_devices", devices)
+
+
 def make_replicas_mesh(replicas: int, devices: Sequence[jax.Device] | None = None) -> Mesh:
     """Makes the mesh of a program that trains several models.
 
@@ -131,6 +152,11 @@ def local_mesh() -> Mesh:
 def device_kind(mesh: Mesh) -> str:
     """What the devices are, for people: "2 cpu"."""
     return f"{mesh.size} {mesh.devices.flat[0].platform}"
+
+
+def is_wide(mesh: Mesh) -> bool:
+    """Whether a device does much at once: an accelerator, which many small arrays together fill."""
+    return bool(mesh.devices.flat[0].platform != "cpu")
 
 
 def spans_processes(mesh: Mesh) -> bool:
