@@ -30,6 +30,7 @@ GROUPS = {
     "s2s.pick": "search",
     "s2s.hypotheses": "search",
     "s2s.places": "search",
+    "s2s.search_tree": "search",
     "s2s.learn": "learn",
     "s2s.infra": "infra",
     "s2s.workdir": "drivers",
@@ -42,6 +43,10 @@ GROUPS = {
     "s2s.translate": "drivers",
     "s2s.evaluate": "drivers",
     "s2s.score": "drivers",
+    "s2s.packing": "drivers",
+    "s2s.telling": "drivers",
+    "s2s.explanation": "drivers",
+    "s2s.explain": "drivers",
     "s2s.main": "main",
     "experiments": "experiments",
 }
@@ -313,7 +318,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score")
+COMMANDS = ("main", "translate", "evaluate", "score", "explain")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import json
 import os
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -34,12 +34,15 @@ FONTS = (
     "IPAexGothic",
     "Droid Sans Fallback",
     "Arial Unicode MS",
+    "Noto Sans Arabic",
+    "Noto Naskh Arabic",
+    "Noto Sans Hebrew",
     "Noto Sans Devanagari",
     "Noto Sans Thai",
 )
 
 # Validation curves stand out; training stays in the background.
-_BLUE, _ORANGE, _GREY = "#1f5fa8", "#d1661f", "#9aa5b1"
+BLUE, ORANGE, GREY = "#1f5fa8", "#d1661f", "#9aa5b1"
 
 
 def attention_picture(
@@ -48,6 +51,9 @@ def attention_picture(
     target_tokens: Sequence[str],
     align_TS: Any,
     title: str | None = None,
+    *,
+    hard: Sequence[tuple[int, int]] = (),
+    gold: Sequence[tuple[int, int]] = (),
 ) -> None:
     """Draws where each target token looks: rows are target tokens, columns source tokens.
 
@@ -57,6 +63,8 @@ def attention_picture(
       target_tokens: T of them.
       align_TS: weights from 0 to 1, [T, S].
       title: above the picture.
+      hard: pairs of source and target position that are marked by a dot.
+      gold: the same, framed.
 
     Raises:
       ValueError: the weights have another shape than the tokens ask for, or none.
@@ -70,7 +78,9 @@ def attention_picture(
         )
     if not weights.size:
         raise ValueError(f"nothing to draw with {rows} target and {columns} source tokens: give one of each")
-    with _canvas() as figure:
+    from matplotlib.patches import Rectangle
+
+    with canvas() as figure:
         cell = float(np.clip(14.0 / max(rows, columns, 1), 0.12, 0.34))
         width, height = cell * columns, cell * rows
         figure.set_size_inches(max(width, 0.1), max(height, 0.1))
@@ -80,7 +90,7 @@ def attention_picture(
             weights, cmap="Blues", vmin=0.0, vmax=1.0, aspect="equal", interpolation="nearest"
         )
         size = float(np.clip(cell * 30, 3.5, 9.5))
-        source = [_shown(token) for token in source_tokens]
+        source = [shown(token) for token in source_tokens]
         longest = max(map(len, source), default=0)
         upright = longest <= 4 and sum(map(len, source)) <= 2 * columns
         axes.set_xticks(
@@ -92,13 +102,20 @@ def attention_picture(
             va="bottom",
             rotation_mode="anchor",
         )
-        axes.set_yticks(range(rows), [_shown(token) for token in target_tokens], fontsize=size)
+        axes.set_yticks(range(rows), [shown(token) for token in target_tokens], fontsize=size)
         axes.tick_params(top=True, labeltop=True, bottom=False, labelbottom=False, length=0, pad=3)
         axes.set_xticks(np.arange(-0.5, columns), minor=True)
         axes.set_yticks(np.arange(-0.5, rows), minor=True)
         axes.grid(which="minor", color="#e3e8ee", linewidth=0.5)
         axes.tick_params(which="minor", length=0, top=False, bottom=False, left=False)
         axes.spines[:].set_color("#c3ccd6")
+        if hard:
+            # White on dark cells, dark on light ones: seen in greyscale too.
+            shades = ["white" if weights[t, s] > 0.5 else "#1d2733" for s, t in hard]
+            axes.scatter(*zip(*hard, strict=True), s=(20 * cell) ** 2 / 4, c=shades, linewidths=0)
+        for s, t in gold:
+            frame = (s - 0.42, t - 0.42), 0.84, 0.84
+            axes.add_patch(Rectangle(*frame, fill=False, edgecolor=ORANGE, linewidth=5 * cell))
         tall = min(height, 1.6)
         scale = axes.inset_axes((1.0 + 0.14 / width, 1.0 - tall / height, 0.1 / width, tall / height))
         bar = figure.colorbar(image, cax=scale, ticks=[0.0, 0.5, 1.0])
@@ -136,16 +153,16 @@ def curve_picture(
         raise ValueError(
             f"{metrics_jsonl} has no finite {name!r}; it has {', '.join(sorted(names)) or 'no metric'}"
         )
-    with _canvas() as figure:
+    with canvas() as figure:
         figure.set_size_inches(5.4, 3.3)
         axes = figure.subplots()
-        colors = iter((_ORANGE, "#3a8f5c", "#8155a3"))
+        colors = iter((ORANGE, "#3a8f5c", "#8155a3"))
         for group in sorted(curves, key=lambda group: (group != "train", group)):
             steps, values = zip(*curves[group], strict=True)
             if group == "train" and len(curves) > 1:
-                axes.plot(steps, values, color=_GREY, linewidth=1.1, label=group)
+                axes.plot(steps, values, color=GREY, linewidth=1.1, label=group)
             else:
-                color = _BLUE if group in ("train", "dev") else next(colors, _ORANGE)
+                color = BLUE if group in ("train", "dev") else next(colors, ORANGE)
                 mark = "o" if len(steps) <= 60 and group != "train" else ""
                 axes.plot(
                     steps,
@@ -169,23 +186,40 @@ def curve_picture(
         _write(figure, path)
 
 
-@contextmanager
-def _canvas() -> Iterator[Any]:
-    """An empty figure in our style."""
-    import matplotlib
+def without_font(texts: Iterable[str]) -> str:
+    """The characters of some texts that no font here has, each once: in pictures they are boxes."""
     from matplotlib import font_manager
-    from matplotlib.figure import Figure
+
+    known = {ord(letter) for letter in " \n\t"}
+    for family in _families():
+        found = font_manager.findfont(family)
+        known |= set(font_manager.get_font(found).get_charmap())
+    letters = dict.fromkeys(letter for text in texts for letter in shown(text))
+    return "".join(letter for letter in letters if ord(letter) not in known)
+
+
+def _families() -> list[str]:
+    from matplotlib import font_manager
 
     installed = {font.name for font in font_manager.fontManager.ttflist}
+    return [font for font in FONTS if font in installed] or ["sans-serif"]
+
+
+@contextmanager
+def canvas() -> Iterator[Any]:
+    """An empty figure in our style."""
+    import matplotlib
+    from matplotlib.figure import Figure
+
     style: Any = {
-        "font.family": [font for font in FONTS if font in installed] or ["sans-serif"],
+        "font.family": _families(),
         "font.size": 9.5,
         "axes.unicode_minus": False,
         # Tokens are text, not formulas; PDF text stays text.
         "text.parse_math": False,
         "pdf.fonttype": 42,
         "svg.fonttype": "none",
-        "savefig.dpi": 200,
+        "savefig.dpi": 300,
     }
     with matplotlib.rc_context(style), warnings.catch_warnings():
         # A character that no installed font has becomes a box, not an error.
@@ -200,7 +234,7 @@ def _write(figure: Any, path: str | os.PathLike[str]) -> None:
     figure.savefig(path, bbox_inches="tight", pad_inches=0.08)
 
 
-def _shown(token: str) -> str:
+def shown(token: str) -> str:
     """A token as a label: the mark of a word's beginning lighter, what cannot be seen visible."""
     shown = token.replace("\u2581", "_").replace(" ", "\u2423")
     return "".join(letter if letter.isprintable() else "\ufffd" for letter in shown)
