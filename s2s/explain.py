@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--workdir", required=True, nargs="+", metavar="W", help="work directories; several are compared"
     )
-    parser.add_argument("--text", required=True, help="the source sentence")
+    parser.add_argument("--text", help="the source sentence")
     parser.add_argument("--reference", help="its true translation, to be read word by word as well")
     parser.add_argument(
         "--gold-alignment", metavar="LINKS", help='true word alignment, "0-0 1-2": source-target, from 0'
@@ -60,12 +60,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--data", metavar="F.json", help="the same as data")
     parser.add_argument("--heatmap", metavar="F", help="where the (first) model looks: .png, .svg or .pdf")
     parser.add_argument("--walk", metavar="F", help="the (first) model at work: .gif or .mp4")
+    parser.add_argument("--curve", metavar="F", help="learning curves: .png, .svg or .pdf; needs no text")
+    parser.add_argument("--metric", default="loss", help="that --curve shows (loss)")
     args = parser.parse_args(argv)
     try:
         _check(args)
         gold = parse_links(args.gold_alignment) if args.gold_alignment is not None else None
-        data = _explained(args, gold)
-        _write(args, data)
+        if args.text is not None:
+            _write(args, _explained(args, gold))
+        if args.curve:
+            _curve(args)
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
@@ -79,13 +83,23 @@ def _check(args: argparse.Namespace) -> None:
         "data": (".json",),
         "heatmap": (".png", ".svg", ".pdf"),
         "walk": (".gif", ".mp4"),
+        "curve": (".png", ".svg", ".pdf"),
     }
     asked = {name: getattr(args, name) for name in endings if getattr(args, name)}
     if not asked:
-        raise ValueError("nothing asked for: give --output page.html, --heatmap, --walk or --data")
+        flags = ", ".join(f"--{name}" for name in endings)
+        raise ValueError(f"nothing asked for: give --output page.html, or any of {flags}")
     for name, path in asked.items():
         if Path(path).suffix.lower() not in endings[name]:
             raise ValueError(f"--{name} {path} must end in {' or '.join(endings[name])}")
+        if args.text is None and name != "curve":
+            raise ValueError(f'--{name} needs a sentence: give --text "..."')
+    for name in ("text", "reference"):
+        given = getattr(args, name)
+        if given is not None:
+            # What the terminal could not decode is replaced, as lines are that translate reads.
+            text = given.encode("utf-8", "surrogateescape").decode("utf-8", "replace").replace("\0", " ")
+            setattr(args, name, text)
 
 
 def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> dict[str, Any]:
@@ -144,6 +158,16 @@ def _heatmap(path: str, model: dict[str, Any]) -> None:
     weights = [unpack(step["weights"]) for step in walk["steps"]]
     tokens = model["source"]["tokens"], walk["tokens"]
     attention_picture(path, *tokens, weights, hard=walk["hard"], gold=gold["links"])
+
+
+def _curve(args: argparse.Namespace) -> None:
+    from s2s.infra.picture import curve_picture
+    from s2s.workdir import Workdir
+
+    runs = {Path(path).resolve().name: Workdir(path).metrics for path in args.workdir}
+    curve_picture(
+        args.curve, runs if len(args.workdir) > 1 else Workdir(args.workdir[0]).metrics, args.metric
+    )
 
 
 def _scene(model: dict[str, Any]) -> Any:

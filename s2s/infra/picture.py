@@ -6,10 +6,11 @@ path picks the format: .png, .pdf or .svg.
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import warnings
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -43,6 +44,8 @@ FONTS = (
 
 # Validation curves stand out; training stays in the background.
 BLUE, ORANGE, GREY = "#1f5fa8", "#d1661f", "#9aa5b1"
+# Told apart by colour-blind eyes, and by their marks in greyscale.
+_CYCLE = (BLUE, ORANGE, "#3a8f5c", "#8155a3", "#b8860b", "#2aa7b8", "#5b6570")
 
 
 def attention_picture(
@@ -127,18 +130,67 @@ def attention_picture(
 
 
 def curve_picture(
-    path: str | os.PathLike[str], metrics_jsonl: str | os.PathLike[str], name: str = "loss"
+    path: str | os.PathLike[str],
+    metrics_jsonl: str | os.PathLike[str] | Mapping[str, str | os.PathLike[str]],
+    name: str = "loss",
 ) -> None:
     """Draws a metric over the steps of a run: training thin, evaluations with marks.
 
     Args:
       path: ends in .png, .pdf or .svg.
-      metrics_jsonl: the metrics that a run kept.
+      metrics_jsonl: the metrics that a run kept; or those of several runs by their names, whose
+        evaluations alone are drawn.
       name: of the metric, without its group.
 
     Raises:
-      ValueError: the metric was never written.
+      ValueError: a run never wrote the metric.
     """
+    several = isinstance(metrics_jsonl, Mapping)
+    files = metrics_jsonl if isinstance(metrics_jsonl, Mapping) else {"": metrics_jsonl}
+    curves = {
+        (run, group): points
+        for run, file in files.items()
+        for group, points in sorted(_curves(file, name).items(), key=lambda one: (one[0] != "train", one[0]))
+        if not (several and group == "train")
+    }
+    single = len({group for _, group in curves}) == 1
+    with canvas() as figure:
+        figure.set_size_inches(5.4, 3.3)
+        axes = figure.subplots()
+        colors, marks = itertools.cycle(_CYCLE), itertools.cycle("osD^vPX")
+        for (run, group), points in curves.items():
+            steps, values = zip(*points, strict=True)
+            label = group if not several else run if single else f"{run}, {group}"
+            if group == "train" and len(curves) > 1:
+                axes.plot(steps, values, color=GREY, linewidth=1.1, label=label)
+            else:
+                color, mark = next(colors), next(marks)
+                # A training curve has too many points for marks.
+                mark = mark if len(steps) <= 60 and group != "train" else ""
+                axes.plot(
+                    steps,
+                    values,
+                    color=color,
+                    linewidth=1.6,
+                    marker=mark or None,
+                    markersize=3.5,
+                    label=label,
+                )
+        axes.set_xlabel("step")
+        axes.set_ylabel(name.replace("_", " "))
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.spines[["left", "bottom"]].set_color("#8a94a0")
+        axes.tick_params(color="#8a94a0")
+        axes.grid(axis="y", color="#e6eaef", linewidth=0.7)
+        axes.set_axisbelow(True)
+        axes.margins(x=0.02)
+        if len(curves) > 1:
+            axes.legend(frameon=False)
+        _write(figure, path)
+
+
+def _curves(metrics_jsonl: str | os.PathLike[str], name: str) -> dict[str, list[tuple[int, float]]]:
+    """Steps and values of a metric, by group."""
     curves: dict[str, list[tuple[int, float]]] = {}
     names: set[str] = set()
     with open(metrics_jsonl, encoding="utf-8") as lines:
@@ -153,37 +205,7 @@ def curve_picture(
         raise ValueError(
             f"{metrics_jsonl} has no finite {name!r}; it has {', '.join(sorted(names)) or 'no metric'}"
         )
-    with canvas() as figure:
-        figure.set_size_inches(5.4, 3.3)
-        axes = figure.subplots()
-        colors = iter((ORANGE, "#3a8f5c", "#8155a3"))
-        for group in sorted(curves, key=lambda group: (group != "train", group)):
-            steps, values = zip(*curves[group], strict=True)
-            if group == "train" and len(curves) > 1:
-                axes.plot(steps, values, color=GREY, linewidth=1.1, label=group)
-            else:
-                color = BLUE if group in ("train", "dev") else next(colors, ORANGE)
-                mark = "o" if len(steps) <= 60 and group != "train" else ""
-                axes.plot(
-                    steps,
-                    values,
-                    color=color,
-                    linewidth=1.6,
-                    marker=mark or None,
-                    markersize=3.5,
-                    label=group,
-                )
-        axes.set_xlabel("step")
-        axes.set_ylabel(name.replace("_", " "))
-        axes.spines[["top", "right"]].set_visible(False)
-        axes.spines[["left", "bottom"]].set_color("#8a94a0")
-        axes.tick_params(color="#8a94a0")
-        axes.grid(axis="y", color="#e6eaef", linewidth=0.7)
-        axes.set_axisbelow(True)
-        axes.margins(x=0.02)
-        if len(curves) > 1:
-            axes.legend(frameon=False)
-        _write(figure, path)
+    return curves
 
 
 def without_font(texts: Iterable[str]) -> str:
