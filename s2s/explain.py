@@ -106,12 +106,16 @@ def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> 
     from s2s.data.corpora import cache_folder
     from s2s.explanation import Explainer, explain
     from s2s.infra import compilation
+    from s2s.infra.snapshot import CheckpointError
     from s2s.workdir import Workdir
 
     explainers = []
     args.sample = False
     for path in args.workdir:
-        cfg, vocabs, graphdef, params = Workdir(path).load()
+        try:
+            cfg, vocabs, graphdef, params = Workdir(path).load()
+        except CheckpointError as error:
+            raise ValueError(error) from error
         search = search_config(args, cfg.search)
         compilation.keep_programs(cache_folder(cfg.data.cache))
         name = Path(path).resolve().name
@@ -120,12 +124,11 @@ def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> 
 
 
 def _write(args: argparse.Namespace, data: dict[str, Any]) -> None:
-    import json
+    from s2s.packing import as_json
 
     model = data["models"][0]
     if args.data:
-        text = json.dumps(data, ensure_ascii=False)
-        _into(args.data).write_text(text, encoding="utf-8", errors="surrogatepass")
+        _into(args.data).write_text(as_json(data), encoding="utf-8", errors="surrogatepass")
     if args.output:
         from s2s.page import render
 

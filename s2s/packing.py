@@ -44,7 +44,9 @@ _LEVELS = (
     _Level("f16", _SMALL, None),
     _Level("f16", (*_SMALL, "units"), 64),
     _Level("f16", (*_SMALL, "units"), 32),
+    _Level("f16", (*_SMALL, "units", "gates"), 32),
     _Level("f16", (*_SMALL, "units", "gates"), 16),
+    _Level("f16", (*_SMALL, "units", "gates", "what_if"), 16),
     _Level("f16", (*_SMALL, "units", "gates", "what_if"), 8),
 )
 
@@ -71,9 +73,14 @@ def pack(told: dict[str, Any], budget: int | None = None) -> dict[str, Any]:
             "digits": 6 if level.kind == "f32" else 3,
             "units_shown": level.units,
         }
-        if len(json.dumps(packed, ensure_ascii=False).encode("utf-8", "surrogatepass")) <= budget:
+        if len(as_json(packed).encode("utf-8", "surrogatepass")) <= budget:
             break
     return packed
+
+
+def as_json(told: Any) -> str:
+    """JSON in as few characters as it takes."""
+    return json.dumps(told, ensure_ascii=False, separators=(",", ":"))
 
 
 def array(value: Any, kind: str = "f32") -> dict[str, Any]:

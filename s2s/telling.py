@@ -254,7 +254,8 @@ class Teller:
 
     def light(self, choice: dict[str, Any], align_S: Any) -> dict[str, Any]:
         """A step of which only the choice matters, and where the model looked."""
-        return {"chosen": choice} | ({"weights": align_S} if align_S.any() else {})
+        chosen = {name: choice[name] for name in ("id", "token", "prob")}
+        return {"chosen": chosen} | ({"weights": align_S} if align_S.any() else {})
 
     def piece(self, id: int) -> dict[str, Any]:
         """An id of the target side, and what it stands for."""

@@ -18,7 +18,7 @@ from s2s.explanation import MOST_PIECES, Explainer, explain
 from s2s.learn import step as step_lib
 from s2s.likelihood import forced
 from s2s.nn.seq2seq import Seq2Seq
-from s2s.packing import BUDGET, Units, pack, unpack
+from s2s.packing import BUDGET, Units, as_json, pack, unpack
 from s2s.telling import ExplanationError
 from s2s.translator import Translator
 from tests.model_variants import perturbed, quick_jit
@@ -128,15 +128,19 @@ def test_what_if_goes_on_from_the_other_word_as_the_model_would(case):
         assert own[0] == other["token"]["id"] != best["ids"][other["t"]] and own[-1] == EOS
         ids = [*best["ids"][: other["t"]], *own]
         assert len(ids) <= limit and other["text"] == VOCABS.target.decode(ids)
-        # The likeliest word follows, unless the end was due, or came too soon.
-        for t, step in enumerate(other["steps"][1:], start=other["t"] + 1):
-            rank = step["chosen"]["rank"]
-            assert rank == 0 or t + 1 == limit or (rank == 1 and t < SEARCH.min_length)
         assert len(ids) > SEARCH.min_length
+        assert all(set(step["chosen"]) == {"id", "token", "prob"} for step in other["steps"])
     for other in told["what_if"][::7]:
         ids = [*best["ids"][: other["t"]], *(step["chosen"]["id"] for step in other["steps"])]
         log_probs, align_TS = model.forced(told["source"]["ids"], ids)
         np.testing.assert_allclose(other["log_prob"], log_probs.sum(), rtol=1e-5)
+        probs = [step["chosen"]["prob"] for step in other["steps"]]
+        np.testing.assert_allclose(probs, np.exp(log_probs[other["t"] :]), rtol=1e-4)
+        # The likeliest word follows: no other in its place makes the same beginning likelier.
+        for t in range(other["t"] + 1, min(len(ids), limit - 1)):
+            for id in range(EOS if t >= SEARCH.min_length else UNK, VOCABS.target.size):
+                instead, _ = model.forced(told["source"]["ids"], [*ids[:t], id])
+                assert instead[t] <= log_probs[t] + 1e-5
         if align_TS.any():
             weights = [step["weights"] for step in other["steps"]]
             np.testing.assert_allclose(weights, align_TS[other["t"] :], atol=1e-6)
@@ -218,7 +222,7 @@ def test_arrays_survive_packing():
     assert packed["left_out"] == [] and packed["units_shown"] is None and packed["digits"] == 6
     np.testing.assert_array_equal(unpack(packed["models"][0]["gates"]["a"]), numbers)
     np.testing.assert_array_equal(unpack(packed["models"][0]["what_if"][0]["weights"]), numbers)
-    half = pack(told, budget=len(json.dumps(packed)) - 100)
+    half = pack(told, budget=len(as_json(packed)) - 100)
     assert half["left_out"] == ["precision"] and half["digits"] == 3
     np.testing.assert_allclose(unpack(half["models"][0]["gates"]["a"]), numbers, rtol=1e-3, atol=1e-3)
     np.testing.assert_array_equal(unpack(half["models"][0]["b"]), numbers)
@@ -248,4 +252,4 @@ def test_large_models_stay_within_a_page():
     steps = [{**layer, "weights": rng.random(S)} for _ in range(T // 10)]
     told = {"models": [{"encoder": {"layers": [layer] * 4}, "walks": [{"steps": steps}], "what_if": []}]}
     packed = pack(told)
-    assert len(json.dumps(packed)) <= BUDGET and packed["left_out"]
+    assert len(as_json(packed)) <= BUDGET and packed["left_out"]

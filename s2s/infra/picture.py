@@ -6,12 +6,13 @@ path picks the format: .png, .pdf or .svg.
 
 from __future__ import annotations
 
+import contextlib
+import functools
 import itertools
 import json
 import os
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -220,14 +221,23 @@ def without_font(texts: Iterable[str]) -> str:
     return "".join(letter for letter in letters if ord(letter) not in known)
 
 
+@functools.cache
 def _families() -> list[str]:
+    """What is installed of `FONTS`, now: matplotlib remembers what was when it first looked."""
     from matplotlib import font_manager
 
-    installed = {font.name for font in font_manager.fontManager.ttflist}
+    manager = font_manager.fontManager
+    known = {font.fname for font in manager.ttflist}
+    for path in font_manager.findSystemFonts():
+        if path not in known:
+            # A file that is no font of a kind that can be drawn is not needed.
+            with contextlib.suppress(Exception):
+                manager.addfont(path)
+    installed = {font.name for font in manager.ttflist}
     return [font for font in FONTS if font in installed] or ["sans-serif"]
 
 
-@contextmanager
+@contextlib.contextmanager
 def canvas() -> Iterator[Any]:
     """An empty figure in our style."""
     import matplotlib
