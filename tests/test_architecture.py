@@ -47,6 +47,7 @@ GROUPS = {
     "s2s.telling": "drivers",
     "s2s.explanation": "drivers",
     "s2s.explain": "drivers",
+    "s2s.page": "drivers",
     "s2s.main": "main",
     "experiments": "experiments",
 }
