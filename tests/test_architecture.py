@@ -33,6 +33,7 @@ GROUPS = {
     "s2s.pick": "search",
     "s2s.hypotheses": "search",
     "s2s.places": "search",
+    "s2s.search_tree": "search",
     "s2s.learn": "learn",
     "s2s.infra": "infra",
     "s2s.workdir": "drivers",
@@ -66,6 +67,11 @@ GROUPS = {
     "s2s.rows": "drivers",
     "s2s.tables": "drivers",
     "s2s.report": "drivers",
+    "s2s.packing": "drivers",
+    "s2s.telling": "drivers",
+    "s2s.explanation": "drivers",
+    "s2s.explain": "drivers",
+    "s2s.page": "drivers",
     "s2s.main": "main",
     "s2s.commandline": "main",
     "s2s.sweep": "main",
@@ -343,7 +349,7 @@ def test_every_experiment_has_its_own_name():
     assert names == [path.stem for path in EXPERIMENTS]
 
 
-COMMANDS = ("main", "translate", "evaluate", "score", "serve", "report", "sweep")
+COMMANDS = ("main", "translate", "evaluate", "score", "serve", "report", "sweep", "explain")
 
 
 @pytest.mark.parametrize("command", COMMANDS)

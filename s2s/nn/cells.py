@@ -36,10 +36,13 @@ class Cell(nnx.Module):
     Attributes:
       gates: blocks of ``hidden`` columns in the kernels, so G = gates * H.
       state_size: arrays in a state; the first is h, the output.
+      gate_names: what `opened` gives, in the order of the kernels' blocks; none where the only
+        block is the state itself before its nonlinearity.
     """
 
     gates = 1
     state_size = 1
+    gate_names: tuple[str, ...] = ()
     recurrent_init: Any = staticmethod(initializers.orthogonal())
 
     def __init__(
@@ -67,6 +70,12 @@ class Cell(nnx.Module):
     def step(self, state: State, gates: jax.Array) -> State:
         """The next state, from the state [..., H] and the input's share of the gates [..., G]."""
         raise NotImplementedError
+
+    def opened(self, state: State, gates: jax.Array) -> tuple[jax.Array, ...]:
+        """What `step` makes of the same arguments on its way: a value [..., H] for each of ``gate_names``,
+        after its nonlinearity.
+        """
+        return ()
 
     def zero_state(self, shape_prefix: tuple[int, ...]) -> State:
         """The state before any input: zeros [*shape_prefix, H]."""
@@ -123,6 +132,7 @@ class LSTM(Cell):
 
     gates = 4
     state_size = 2
+    gate_names = ("input", "forget", "output", "candidate")
 
     def __init__(self, in_features: int, hidden: int, **keywords: Any):
         super().__init__(in_features, hidden, **keywords)
@@ -131,6 +141,11 @@ class LSTM(Cell):
     def step(self, state: State, gates: jax.Array) -> State:
         h, c = state
         return _lstm(c, gates + self._recur(h))
+
+    def opened(self, state: State, gates: jax.Array) -> tuple[jax.Array, ...]:
+        h, c = state
+        _, open_, g = _lstm_forward(c, gates + self._recur(h))[1]
+        return (*jnp.split(open_, 3, axis=-1), g)
 
 
 class GRU(Cell):
@@ -143,6 +158,7 @@ class GRU(Cell):
     """
 
     gates = 3
+    gate_names = ("reset", "update", "candidate")
 
     def __init__(self, in_features: int, hidden: int, *, param_dtype: Any = jnp.float32, **keywords: Any):
         super().__init__(in_features, hidden, param_dtype=param_dtype, **keywords)
@@ -150,13 +166,17 @@ class GRU(Cell):
 
     def step(self, state: State, gates: jax.Array) -> State:
         (h,) = state
+        _, z, n = self.opened(state, gates)
+        return ((1 - z) * n + z * h,)
+
+    def opened(self, state: State, gates: jax.Array) -> tuple[jax.Array, ...]:
+        (h,) = state
         hidden = h.shape[-1]
         recurred = self._recur(h)
         r, z = jnp.split(_sigmoid(gates[..., : 2 * hidden] + recurred[..., : 2 * hidden]), 2, axis=-1)
         n_h = recurred[..., 2 * hidden :]
         n_h = n_h + jnp.broadcast_to(self.candidate_bias[...].astype(self.dtype), n_h.shape)
-        n = jnp.tanh(gates[..., 2 * hidden :] + r * n_h)
-        return ((1 - z) * n + z * h,)
+        return r, z, jnp.tanh(gates[..., 2 * hidden :] + r * n_h)
 
 
 class Tanh(Cell):

@@ -73,6 +73,40 @@ def test_curves_have_the_values_of_the_file(tmp_path, monkeypatch):
         picture.curve_picture(tmp_path / "curve.svg", metrics, "ter")
 
 
+def test_several_runs_share_a_picture(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    files = {}
+    for number, run in enumerate(("dot", "general")):
+        lines = [{"step": 1, "train/loss": 9.0}, {"step": 2, "dev/loss": 1.0 + number}]
+        files[run] = tmp_path / f"{run}.jsonl"
+        files[run].write_text("".join(json.dumps(line) + "\n" for line in lines))
+    picture.curve_picture(tmp_path / "curve.pdf", files)
+    curves = {line.get_label(): line.get_xydata().tolist() for line in figures[0].axes[0].lines}
+    assert curves == {"dot": [[2, 1.0]], "general": [[2, 2.0]]}
+    lines = figures[0].axes[0].lines
+    assert len({line.get_color() for line in lines}) == len({line.get_marker() for line in lines}) == 2
+
+
+def test_alignments_are_marked_in_their_cells(tmp_path, monkeypatch):
+    figures = drawn(monkeypatch)
+    weights = [[0.9, 0.1, 0.0], [0.2, 0.3, 0.5]]
+    picture.attention_picture(
+        tmp_path / "a.pdf", list("abc"), list("xy"), weights, hard=[(0, 0), (2, 1)], gold=[(1, 1)]
+    )
+    axes = figures[0].axes[0]
+    (dots,) = axes.collections
+    assert dots.get_offsets().tolist() == [[0, 0], [2, 1]]
+    assert len({tuple(color) for color in dots.get_facecolors()}) == 2  # light on dark, dark on light
+    (frame,) = axes.patches
+    x, y = frame.get_xy()
+    assert (round(x + frame.get_width() / 2), round(y + frame.get_height() / 2)) == (1, 1)
+
+
+def test_characters_without_a_font_are_told():
+    assert picture.without_font(["▁abc", "a b", "\n"]) == ""
+    assert picture.without_font(["a\U00013000b", "\U00013000"]) == "\U00013000"
+
+
 def test_matplotlib_is_loaded_only_to_draw():
     code = (
         "import sys, s2s.infra.picture, s2s.infra.report; "
