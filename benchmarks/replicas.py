@@ -1,4 +1,4 @@
-"""Seeds in one program beside the same seeds one after another: wall time of the commands, and what they end with.
+"""Seeds in one program beside the same seeds one after another: wall time of the commands, and their ends.
 
     python -m benchmarks.replicas --replicas 8 --cores 0 1 --output benchmarks/results/replicas.md -- \
         --config experiments/g2p.py --config.model.hidden=128 ...

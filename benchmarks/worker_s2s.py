@@ -20,12 +20,12 @@ import numpy as np
 from benchmarks.data import plan_of_sentences
 from benchmarks.peers import protocol
 from s2s import config as config_lib
-from s2s import flops
 from s2s.batch import Batch
 from s2s.data import corpora, encode, pipeline, plan, vocab
 from s2s.infra import sharding
 from s2s.learn import optim
 from s2s.learn import step as step_lib
+from s2s.sweep import flops
 from s2s.translator import Translator
 
 

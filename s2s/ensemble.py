@@ -26,7 +26,7 @@ from s2s.data.vocab import Vocabularies
 from s2s.learn import step as step_lib
 from s2s.learn.loss import Sums, token_log_probs
 from s2s.nn.attention import Attention
-from s2s.pick import log_total
+from s2s.search.pick import log_total
 from s2s.workdir import Workdir, WorkdirError
 
 # Logits, and what their log-probabilities are less by: log p = logits - total.

@@ -5,7 +5,7 @@ import threading
 
 import pytest
 
-from s2s.batcher import Batcher, Closed, Full
+from s2s.serve.batcher import Batcher, Closed, Full
 
 
 def run(scenario):

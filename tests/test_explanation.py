@@ -14,12 +14,12 @@ from flax import nnx
 from s2s.batch import EOS, UNK, Batch
 from s2s.config import Config, ModelConfig, SearchConfig
 from s2s.data.vocab import SymbolVocabulary, Vocabularies
-from s2s.explanation import MOST_PIECES, Explainer, explain
+from s2s.explain.explanation import MOST_PIECES, Explainer, explain
+from s2s.explain.packing import BUDGET, Units, as_json, pack, unpack
+from s2s.explain.telling import ExplanationError
 from s2s.learn import step as step_lib
 from s2s.likelihood import forced
 from s2s.nn.seq2seq import Seq2Seq
-from s2s.packing import BUDGET, Units, as_json, pack, unpack
-from s2s.telling import ExplanationError
 from s2s.translator import Translator
 from tests.model_variants import perturbed, quick_jit
 

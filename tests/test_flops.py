@@ -17,12 +17,12 @@ from flax import nnx
 
 from benchmarks import data
 from s2s import config as config_lib
-from s2s import flops
 from s2s.batch import Batch
 from s2s.learn import optim
 from s2s.learn import step as step_lib
 from s2s.nn.attention import Attention
 from s2s.nn.encoder import Memory
+from s2s.sweep import flops
 
 # So few rows that the softmax, which takes tokens piece by piece, has one piece.
 ROWS, ENTRIES = 32, 512

@@ -6,12 +6,13 @@ import jax
 import jax.numpy as jnp
 import pytest
 
-from s2s import axes, cells, cost, grouping
+from s2s import axes
 from s2s import config as config_lib
 from s2s.batch import Batch
-from s2s.flops import Tokens
 from s2s.learn import optim
 from s2s.learn import step as step_lib
+from s2s.sweep import cells, cost, grouping
+from s2s.sweep.flops import Tokens
 
 CPU = cost.Machine("cpu", 2, 16 * cost.GIB)
 # Some 32 words of eight symbols, as in pronunciation.

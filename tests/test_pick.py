@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from jax import lax
 
-from s2s import pick
+from s2s.search import pick
 
 
 @pytest.mark.parametrize("V", [3, 5, 63, 64, 65, 128, 131, 200, 500])

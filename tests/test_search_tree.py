@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from s2s.batch import BOS, EOS, PAD
-from s2s.search_tree import beam_tree
+from s2s.search.tree import beam_tree
 from tests.test_search import Stand
 
 SETTINGS = [

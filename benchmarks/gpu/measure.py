@@ -23,12 +23,12 @@ from benchmarks.gpu.layers import WAYS, walking
 from s2s import search
 from s2s.batch import Batch
 from s2s.config import Config, ModelConfig, validate
-from s2s.flops import Tokens, train_flops
 from s2s.learn import optim
 from s2s.learn import step as step_lib
 from s2s.nn import cudnn
 from s2s.nn.cells import LSTM
-from s2s.pick import log_total
+from s2s.search.pick import log_total
+from s2s.sweep.flops import Tokens, train_flops
 
 Figures = dict[str, Any]
 

@@ -56,7 +56,7 @@ def lines(name: str, found: Sequence[Line], xlabel: str, ylabel: str, ticks: Seq
       xlabel, ylabel: of the axes.
       ticks: names of x = 0, 1, ...
     """
-    with picture._canvas() as figure:
+    with picture.canvas() as figure:
         figure.set_size_inches(7.2, 3.6)
         axes = figure.subplots()
         for number, line in enumerate(found):
@@ -96,7 +96,7 @@ def panels(name: str, found: Sequence[Panel], ylabel: str) -> str:
     """
     across = min(3, len(found))
     down = math.ceil(len(found) / across)
-    with picture._canvas() as figure:
+    with picture.canvas() as figure:
         figure.set_size_inches(3.1 * across, 2.7 * down)
         grid = figure.subplots(down, across, squeeze=False, sharey=True)
         figure.subplots_adjust(wspace=0.12, hspace=0.45)

@@ -13,7 +13,7 @@ import pytest
 from s2s import config as config_lib
 from s2s.data import plan
 from s2s.infra import sharding
-from s2s.prepare import prepare
+from s2s.train.prepare import prepare
 from s2s.workdir import Workdir
 from tests.system.conftest import ROOT, small
 

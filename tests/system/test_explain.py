@@ -5,8 +5,8 @@ import re
 
 import pytest
 
-from s2s import explain
-from s2s.packing import BUDGET
+from s2s.explain import __main__ as explain
+from s2s.explain.packing import BUDGET
 from tests.system.conftest import command
 
 HOSTILE = 'a </script><script>alert("1")</script> <!-- & \u2028 <img src=x onerror=alert(2)> {{data}}'

@@ -18,7 +18,7 @@ from s2s import train
 from s2s.config import ConfigError
 from s2s.data import plan
 from s2s.infra import sharding
-from s2s.prepare import prepare
+from s2s.train.prepare import prepare
 from s2s.workdir import Workdir, WorkdirError
 from tests.system.conftest import ROOT, command, small
 from tests.system.test_train import assert_same_model, flags, parameters, stop_at

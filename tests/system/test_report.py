@@ -12,9 +12,11 @@ from xml.etree import ElementTree
 import numpy as np
 import pytest
 
-from s2s import collect, config, report, rows
+from s2s import config
 from s2s.data import vocab
 from s2s.learn import significance
+from s2s.report import __main__ as report
+from s2s.report import collect, rows
 from s2s.workdir import Workdir
 from tests.system.conftest import command
 

@@ -12,7 +12,7 @@ import time
 import httpx
 import pytest
 
-from s2s.openapi import Limits, describe
+from s2s.serve.openapi import Limits, describe
 from s2s.translator import Translator
 from s2s.workdir import Workdir
 from tests.system.conftest import ROOT

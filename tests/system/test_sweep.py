@@ -10,8 +10,10 @@ import time
 
 import pytest
 
-from s2s import axes, cells, cost, grouping, sweeping, train, watch
+from s2s import axes, train
 from s2s import config as config_lib
+from s2s.sweep import cells, cost, grouping, watch
+from s2s.sweep import running as sweeping
 from s2s.workdir import Workdir
 from tests.system.conftest import ROOT, command, small
 

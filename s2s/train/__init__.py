@@ -14,13 +14,14 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from s2s import summary, variation
+from s2s import variation
 from s2s.config import Config, ConfigError
 from s2s.infra import report, sharding
-from s2s.loop import Interrupted, Loop
-from s2s.member import Diverged, Member
 from s2s.nn import cudnn
-from s2s.prepare import prepare
+from s2s.train import summary
+from s2s.train.loop import Interrupted, Loop
+from s2s.train.member import Diverged, Member
+from s2s.train.prepare import prepare
 from s2s.workdir import Workdir
 
 __all__ = ["Diverged", "Interrupted", "Outcome", "Run", "run", "run_together"]

@@ -16,10 +16,10 @@ import numpy as np
 from s2s.batch import BOS, EOS, PAD, UNK
 from s2s.config import Config, SearchConfig
 from s2s.data.vocab import Vocabularies, Vocabulary
+from s2s.explain.packing import Units
 from s2s.nn import anatomy
 from s2s.nn.cells import CELLS
-from s2s.packing import Units
-from s2s.search_tree import Tree
+from s2s.search.tree import Tree
 
 # The likeliest words shown at a step.
 TOP = 10

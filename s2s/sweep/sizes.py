@@ -13,9 +13,9 @@ import numpy as np
 
 from s2s import config as config_lib
 from s2s.config import Config
-from s2s.cost import Sizes
 from s2s.data import corpora, encode, plan, vocab
-from s2s.flops import Tokens
+from s2s.sweep.cost import Sizes
+from s2s.sweep.flops import Tokens
 
 
 class Measured:
@@ -28,7 +28,7 @@ class Measured:
         self._found: dict[str, Sizes] = {}
 
     def __call__(self, cfg: Config) -> Sizes:
-        """Measures what `s2s.prepare` will find.
+        """Measures what `s2s.train.prepare` will find.
 
         Raises:
           CorpusError, VocabularyError: the data is not there, or makes no vocabulary.

@@ -14,11 +14,11 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from s2s import config as config_lib
-from s2s import cost as cost_lib
-from s2s.cells import TO_COME, Cell, SweepError, tell_problems
 from s2s.config import Config
-from s2s.cost import Cost, Machine, Sizes
 from s2s.infra import report
+from s2s.sweep import cost as cost_lib
+from s2s.sweep.cells import TO_COME, Cell, SweepError, tell_problems
+from s2s.sweep.cost import Cost, Machine, Sizes
 from s2s.variation import apart as apart_in
 
 PLAN = "sweep.json"
@@ -107,7 +107,7 @@ def divide(
       cells: to be trained.
       costs: of each.
       machine: what one program runs on.
-      most: replicas a program may have; None: as many as `s2s.cost.replicas` says.
+      most: replicas a program may have; None: as many as `s2s.sweep.cost.replicas` says.
       jobs: programs that run at a time; so many are made of the cells, if there are so many.
 
     Returns:

@@ -15,7 +15,7 @@ from jax import lax
 
 from s2s.batch import BOS, PAD
 from s2s.nn.bound import common_max
-from s2s.pick import take_rows
+from s2s.search.pick import take_rows
 
 State = Any
 

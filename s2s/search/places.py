@@ -16,7 +16,8 @@ import jax
 import jax.numpy as jnp
 from jax import lax
 
-from s2s.hypotheses import (
+from s2s.nn.bound import common_max
+from s2s.search.hypotheses import (
     Ends,
     History,
     Slots,
@@ -28,7 +29,6 @@ from s2s.hypotheses import (
     record,
     settle,
 )
-from s2s.nn.bound import common_max
 from s2s.shapes import check_shapes
 
 Context = Any

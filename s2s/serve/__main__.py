@@ -54,9 +54,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     import signal
     import threading
 
-    from s2s.openapi import Limits
-    from s2s.served import Model
-    from s2s.server import create_app
+    from s2s.serve.application import create_app
+    from s2s.serve.model import Model
+    from s2s.serve.openapi import Limits
 
     asked = Limits(
         args.max_bytes, args.max_sentences, args.max_pieces, args.max_waiting, args.timeout, args.max_beam

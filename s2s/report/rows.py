@@ -17,10 +17,10 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 from s2s import config as config_lib
-from s2s.collect import Outputs, OutputsError, Run, Trouble
 from s2s.config import METRICS, TEXT_METRICS, Config
 from s2s.learn import metrics as metrics_lib
 from s2s.learn import significance
+from s2s.report.collect import Outputs, OutputsError, Run, Trouble
 
 # What makes no other experiment of a run: its name, its seed, its speed, what it keeps.
 _NO_MATTER = (

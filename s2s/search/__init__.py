@@ -13,7 +13,7 @@ forced at its own log-probability; the limit wins over ``min_length``. So every 
 ends in EOS. Rows with limit 0 or without a real source position are done at once: length
 0, score 0. A token of log-probability -inf is impossible, and a hypothesis that does not
 exist has length 0 and score -inf. A row's result depends neither on the other rows nor on
-``places``, how many sentences are searched at a time (`s2s.places`).
+``places``, how many sentences are searched at a time (`s2s.search.places`).
 """
 
 from __future__ import annotations
@@ -25,9 +25,9 @@ import jax.numpy as jnp
 from jax import lax
 
 from s2s.batch import BOS, EOS, PAD
-from s2s.hypotheses import Hypotheses, Slots, State, Step, trace_back
-from s2s.pick import best_tokens, draw, nucleus, softmax, take_rows
-from s2s.places import Context, Task, Work, make_task, search_all
+from s2s.search.hypotheses import Hypotheses, Slots, State, Step, trace_back
+from s2s.search.pick import best_tokens, draw, nucleus, softmax, take_rows
+from s2s.search.places import Context, Task, Work, make_task, search_all
 from s2s.shapes import check_shapes
 
 Advance = Callable[[Context, State, jax.Array], tuple[State, jax.Array, jax.Array, jax.Array]]

@@ -19,7 +19,7 @@ from s2s.data.plan import Bucket, Tick
 from s2s.infra import compilation, sharding
 from s2s.learn import optim, replicas
 from s2s.learn import step as step_lib
-from s2s.member import Member
+from s2s.train.member import Member
 
 
 class Program(Protocol):

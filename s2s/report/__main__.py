@@ -70,9 +70,9 @@ def _answer(args: argparse.Namespace) -> str:
     Raises:
       ReportError: the runs cannot answer.
     """
-    from s2s import collect, rows, tables
     from s2s.infra import formats
-    from s2s.rows import ReportError
+    from s2s.report import collect, rows, tables
+    from s2s.report.rows import ReportError
 
     for name in ("samples", "resamples"):
         if getattr(args, name) < 1:

@@ -17,11 +17,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from s2s import cells as cells_lib
 from s2s import config as config_lib
-from s2s.cells import DONE, FAILED, TO_COME, Cell
-from s2s.grouping import Plan
 from s2s.infra import report
+from s2s.sweep import cells as cells_lib
+from s2s.sweep.cells import DONE, FAILED, TO_COME, Cell
+from s2s.sweep.grouping import Plan
 
 RUNNING = "running"
 # Seconds between two looks at the cells' metrics, and between two plain lines where there is no terminal.

@@ -104,7 +104,7 @@ def _check(args: argparse.Namespace) -> None:
 
 def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> dict[str, Any]:
     from s2s.data.corpora import cache_folder
-    from s2s.explanation import Explainer, explain
+    from s2s.explain.explanation import Explainer, explain
     from s2s.infra import compilation
     from s2s.infra.snapshot import CheckpointError
     from s2s.workdir import Workdir
@@ -124,13 +124,13 @@ def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> 
 
 
 def _write(args: argparse.Namespace, data: dict[str, Any]) -> None:
-    from s2s.packing import as_json
+    from s2s.explain.packing import as_json
 
     model = data["models"][0]
     if args.data:
         _into(args.data).write_text(as_json(data), encoding="utf-8", errors="surrogatepass")
     if args.output:
-        from s2s.page import render
+        from s2s.explain.page import render
 
         _into(args.output).write_text(render(data, args.language), encoding="utf-8")
     if args.heatmap or args.walk:
@@ -149,8 +149,8 @@ def _write(args: argparse.Namespace, data: dict[str, Any]) -> None:
 
 def _heatmap(path: str, model: dict[str, Any]) -> None:
     """Where the model looks: over the true words where an alignment of them is given."""
+    from s2s.explain.packing import unpack
     from s2s.infra.picture import attention_picture
-    from s2s.packing import unpack
 
     gold = model["gold"] or {"walk": 0, "links": []}
     walk = model["walks"][gold["walk"]]
@@ -176,8 +176,8 @@ def _curve(args: argparse.Namespace) -> None:
 def _scene(model: dict[str, Any]) -> Any:
     import numpy as np
 
+    from s2s.explain.packing import unpack
     from s2s.infra.film import Scene
-    from s2s.packing import unpack
 
     walk = model["walks"][0]
     steps = walk["steps"]

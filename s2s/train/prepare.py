@@ -21,8 +21,8 @@ from s2s.infra import checkpoint, compilation, report, sharding
 from s2s.judge import Judge
 from s2s.learn import optim
 from s2s.learn import step as step_lib
-from s2s.member import Member, Progress
-from s2s.program import Alone, Program, Together, largest
+from s2s.train.member import Member, Progress
+from s2s.train.program import Alone, Program, Together, largest
 from s2s.workdir import Workdir, WorkdirError
 
 

@@ -14,12 +14,12 @@ from s2s.data.corpora import cache_folder
 from s2s.ensemble import open_models
 from s2s.infra import compilation, sharding
 from s2s.learn import step as step_lib
-from s2s.openapi import Limits
+from s2s.serve.openapi import Limits
 from s2s.translator import Translation, Translator, padded_length
 
 
 class Model:
-    """A trained model that answers (`s2s.server.Served`).
+    """A trained model that answers (`s2s.serve.application.Served`).
 
     Args:
       folders: its work directory, or several that answer as an ensemble.

@@ -28,8 +28,8 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
-from s2s.batcher import Batched, Batcher, Closed, Full
-from s2s.openapi import Limits, describe
+from s2s.serve.batcher import Batched, Batcher, Closed, Full
+from s2s.serve.openapi import Limits, describe
 from s2s.translator import Translation
 
 

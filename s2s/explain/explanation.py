@@ -2,7 +2,7 @@
 
 Decides what is told: which walks, which alternatives, how much of a search. Must not know how it
 looks (a page, a picture and a film are made of it) nor compute an equation: `s2s.nn.anatomy` asks the
-model, `s2s.search_tree` searches. Positions, layers, words and ranks count from 0.
+model, `s2s.search.tree` searches. Positions, layers, words and ranks count from 0.
 """
 
 from __future__ import annotations
@@ -20,12 +20,12 @@ from s2s import __version__
 from s2s.batch import BOS, EOS, PAD, Batch
 from s2s.config import Config, SearchConfig
 from s2s.data.vocab import Vocabularies, Vocabulary
+from s2s.explain.packing import pack
+from s2s.explain.telling import ExplanationError, Link, Passed, Teller, Walk, log_prob, producible, short
 from s2s.learn import step as step_lib
 from s2s.nn import anatomy
-from s2s.packing import pack
-from s2s.pick import log_total
-from s2s.search_tree import Tree, beam_tree
-from s2s.telling import ExplanationError, Link, Passed, Teller, Walk, log_prob, producible, short
+from s2s.search.pick import log_total
+from s2s.search.tree import Tree, beam_tree
 
 # A longer sentence makes a page that nobody can look through.
 MOST_PIECES = 120
@@ -50,7 +50,7 @@ def explain(
       text: the source sentence.
       reference: its true translation, to be walked through as well.
       gold: its true alignment, pairs of source and target words.
-      budget: bytes of JSON to stay under, as in `s2s.packing.pack`; what that costs is told in
+      budget: bytes of JSON to stay under, as in `s2s.explain.packing.pack`; what that costs is told in
         ``left_out``.
 
     Returns:

@@ -77,7 +77,8 @@ def _train(program: str) -> int:
     if not _WORKDIR.value:
         raise app.UsageError("--program needs the --workdir of its sweep")
 
-    from s2s import sweeping, train
+    from s2s import train
+    from s2s.sweep import running as sweeping
 
     try:
         return sweeping.train_program(Path(_WORKDIR.value), program, _JOBS.value or 1)
@@ -92,10 +93,11 @@ def _sweep() -> int:
     base = config_lib.freeze(_CONFIG.value)
     folder = Path(_WORKDIR.value or os.path.join("runs", base.name)).absolute()
 
-    from s2s import cells as cells_lib
-    from s2s import grouping, sweeping, watch
     from s2s.infra import launchers
-    from s2s.sizes import Measured
+    from s2s.sweep import cells as cells_lib
+    from s2s.sweep import grouping, watch
+    from s2s.sweep import running as sweeping
+    from s2s.sweep.sizes import Measured
 
     flag = flags.FLAGS["config"]
     overridden = set(config_flags.get_override_values(flag))
@@ -149,7 +151,7 @@ def _points(config: str) -> Any:
     Raises:
       SweepError: the file has none.
     """
-    from s2s.cells import SweepError
+    from s2s.sweep.cells import SweepError
 
     path, colon, given = config.partition(":")
     spec = importlib.util.spec_from_file_location("experiment", path)
@@ -166,7 +168,7 @@ def _points(config: str) -> Any:
 
 def _machine() -> Any:
     """What one program runs on."""
-    from s2s import cost
+    from s2s.sweep import cost
 
     if _MACHINE.value is not None:
         return cost.read_machine(_MACHINE.value)
@@ -188,7 +190,7 @@ def _slurm_parameters() -> dict[str, Any]:
     Raises:
       SweepError: one has no name or no value.
     """
-    from s2s.cells import SweepError
+    from s2s.sweep.cells import SweepError
 
     found: dict[str, Any] = {}
     if _JOBS.value:

@@ -18,7 +18,7 @@ import os
 from typing import NamedTuple
 
 from s2s.config import Config, OptimConfig
-from s2s.flops import GATES, STATES, Tokens, parameters, train_flops
+from s2s.sweep.flops import GATES, STATES, Tokens, parameters, train_flops
 
 GIB = 2**30
 

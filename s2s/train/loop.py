@@ -18,8 +18,8 @@ import jax
 from s2s.batch import Batch
 from s2s.data import plan
 from s2s.infra import report, sharding
-from s2s.member import Diverged, Member
-from s2s.program import Program
+from s2s.train.member import Diverged, Member
+from s2s.train.program import Program
 
 
 class Interrupted(Exception):

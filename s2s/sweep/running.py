@@ -20,11 +20,11 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import IO
 
-from s2s import cells as cells_lib
-from s2s import grouping, watch
-from s2s.cells import DONE, TO_COME, Cell, SweepError
-from s2s.grouping import Plan
 from s2s.infra.launchers import Job
+from s2s.sweep import cells as cells_lib
+from s2s.sweep import grouping, watch
+from s2s.sweep.cells import DONE, TO_COME, Cell, SweepError
+from s2s.sweep.grouping import Plan
 
 # Lines of the end of a log that are quoted.
 _LOG_LINES = 5

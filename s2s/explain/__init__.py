@@ -1,0 +1,1 @@
+"""Explaining: what a model does with one sentence, step by step."""

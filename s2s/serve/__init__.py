@@ -1,0 +1,1 @@
+"""Serving: a page to type into, and a JSON API."""

@@ -1,0 +1,1 @@
+"""Sweeps: an experiment's axes to cells, cells to programs, programs to jobs."""
