@@ -28,6 +28,7 @@ from starlette.requests import ClientDisconnect, Request
 from starlette.responses import HTMLResponse, JSONResponse, Response
 from starlette.routing import Route
 
+from s2s.explain.telling import ExplanationError
 from s2s.serve.batcher import Batched, Batcher, Closed, Full
 from s2s.serve.openapi import Limits, describe
 from s2s.translator import Translation
@@ -143,6 +144,8 @@ def create_app(model: Served, limits: Limits, *, most: int = 64) -> Starlette:
         if "text" in asked and not isinstance(asked["text"], str):
             raise Refused(422, "text", '"text" must be one string here')
         texts, (beam, _), _, _ = _understood(asked, model, limits)
+        if not texts[0].strip():
+            raise Refused(422, "text", "there is nothing to explain in a blank sentence")
         found = await _while_connected(request, explainer.submit(beam, texts), limits.seconds)
         return JSONResponse(found[0])
 
@@ -174,7 +177,9 @@ def create_app(model: Served, limits: Limits, *, most: int = 64) -> Starlette:
             began = time.monotonic()
             try:
                 response = await answer(request)
-            except (Refused, Full, Closed, ClientDisconnect, TimeoutError) as error:
+            except (
+                Refused, Full, Closed, ClientDisconnect, TimeoutError, ExplanationError
+            ) as error:  # fmt: skip
                 refused = _refusal(error, limits)
                 meters.refused.labels(refused.reason).inc()
                 body = {"error": {"reason": refused.reason, "message": str(refused)}}
@@ -211,6 +216,8 @@ def _refusal(error: Exception, limits: Limits) -> Refused:
         return Refused(503, "stopping", "the server is about to stop; ask another one")
     if isinstance(error, TimeoutError):
         return Refused(504, "late", f"there was no answer within {limits.seconds:g} s; send less at a time")
+    if isinstance(error, ExplanationError):
+        return Refused(422, "explain", str(error))
     # nginx's number for a client that has gone; nobody reads it but the metrics.
     return Refused(499, "gone", "the client has closed the connection")
 

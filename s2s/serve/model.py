@@ -8,10 +8,14 @@ from __future__ import annotations
 import dataclasses
 import threading
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 from s2s.data.corpora import cache_folder
-from s2s.ensemble import open_models
+from s2s.ensemble import Ensemble, open_models
+from s2s.explain.explanation import Explainer, explain
+from s2s.explain.page import render
+from s2s.explain.telling import ExplanationError
 from s2s.infra import compilation, sharding
 from s2s.learn import step as step_lib
 from s2s.serve.openapi import Limits
@@ -36,6 +40,8 @@ class Model:
         compilation.keep_programs(cache_folder(self.cfg.data.cache))
         self._translators: dict[tuple[int, int], Translator] = {}
         self._making = threading.Lock()
+        self._explainers: dict[int, Explainer] = {}
+        self._name = Path(folders[0]).resolve().name
         self._most, self._limits = most, limits
         self.beam = 1 if self.cfg.search.name != "beam" else min(self.cfg.search.beam, limits.beam)
         self._params = sharding.replicate(params, self._translator((self.beam, 1)).mesh)
@@ -57,12 +63,23 @@ class Model:
         return self._translator(kind)(self._params, texts)
 
     def explain(self, text: str, beam: int) -> dict[str, Any]:
-        """What the explorer shows of one sentence."""
-        raise NotImplementedError
+        """What the explorer shows of one sentence.
+
+        Raises:
+          ExplanationError: the sentence is too long to be shown, or an ensemble answers.
+        """
+        if beam not in self._explainers:
+            if isinstance(self._structure, Ensemble):
+                raise ExplanationError("an ensemble has no single way: serve one work directory to see it")
+            search = dataclasses.replace(self.cfg.search, name="greedy" if beam == 1 else "beam", beam=beam)
+            self._explainers[beam] = Explainer(
+                self.cfg, self.vocabs, self._structure, self._params, search, workdir=self._name
+            )
+        return explain([self._explainers[beam]], text)
 
     def page(self) -> str:
         """The page that is served at /."""
-        raise NotImplementedError
+        return render(None, connect="'self'")
 
     def warm_up(self, stop: threading.Event) -> None:
         """Compiles what the model's own search needs for one sentence or a full batch, of every length.
