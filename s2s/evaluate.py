@@ -35,9 +35,16 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--by-length", action="store_true", help="also by source length")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     parser.add_argument("--output", metavar="F", help="keep the outputs, a line a pair")
+    parser.add_argument(
+        "--record",
+        metavar="F",
+        help="score on dev and test, and keep it in F for s2s.report",
+    )
     add_search_flags(parser)
     args = parser.parse_args(argv)
 
+    if args.record:
+        return _record(args)
     from s2s.data import corpora, encode
     from s2s.ensemble import members
     from s2s.infra import compilation, report, sharding
@@ -92,6 +99,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("\n" + report.table(rows, ["source length", "pairs", *map(label, names)]))
     for name, text in signature.items():
         print(f"{name}: {text}")
+    return 0
+
+
+def _record(args: argparse.Namespace) -> int:
+    from s2s.infra import report
+    from s2s.judge import label, record_ensemble
+    from s2s.workdir import Workdir
+
+    try:
+        scores = record_ensemble(args.workdir, Workdir(args.record), args.combine)["scores"]
+    except (ValueError, OSError) as error:
+        print(f"s2s: {error}", file=sys.stderr)
+        return 2
+    names = [name for name in scores[0] if name not in ("part", "pairs", "search")] if scores else []
+    rows = [[row["part"], row["pairs"], row["search"], *(row[name] for name in names)] for row in scores]
+    print(report.table(rows, ["part", "pairs", "search", *map(label, names)]))
     return 0
 
 

@@ -18,11 +18,14 @@ import numpy as np
 
 from s2s.config import METRICS, Config
 from s2s.data import corpora, encode
+from s2s.data import vocab as vocab_lib
 from s2s.data.vocab import Vocabularies
+from s2s.ensemble import members, open_models
 from s2s.infra import picture, sharding
 from s2s.learn import metrics as metrics_lib
 from s2s.likelihood import Likelihood
 from s2s.translator import Translation, Translator, describe
+from s2s.workdir import Workdir
 
 
 def default_metrics(kind: str) -> tuple[str, ...]:
@@ -191,6 +194,48 @@ class Judge:
 
     def _local(self, params: Any) -> Any:
         return sharding.replicate(sharding.to_host(params), self._searches[0].mesh)
+
+
+def record_ensemble(
+    folders: Sequence[str | Path], into: Workdir, combination: str = "mean"
+) -> dict[str, Any]:
+    """Scores several models that answer as one, and keeps it where reports find it.
+
+    Args:
+      folders: their work directories; one that holds replicas stands for all of them.
+      into: gets config.json (the first model's), vocab/, outputs/ and results.json, whose searches are
+        called "ensemble of R, ...".
+      combination: a name in `s2s.ensemble.COMBINATIONS`.
+
+    Returns:
+      The results.
+
+    Raises:
+      WorkdirError: there is no model in one of the folders, or their vocabularies differ.
+      CorpusError: dev or test cannot be read.
+    """
+    cfg, vocabs, structure, params = open_models(folders, combination)
+    parts = {
+        part: corpora.open_corpus(cfg.data, part, seed=cfg.run.seed)
+        for part in ("dev", "test")
+        if corpora.has_part(cfg.data, part)
+    }
+    judge = Judge(cfg, structure, vocabs, parts, sharding.local_mesh())
+    found = judge.final_scores(params, None, into.outputs)
+    asked = describe(cfg.search)
+    rows = [
+        {**row, "search": f"ensemble of {members(structure, params)}, {asked}"}
+        for row in found["scores"]
+        if row["search"] == asked
+    ]
+    for part in parts:
+        (into.outputs / f"{part}.{cfg.search.name}.jsonl").replace(into.outputs / f"{part}.ensemble.jsonl")
+    if not into.vocab.exists():
+        vocab_lib.save_vocabularies(vocabs, into.vocab)
+    into.write_config(cfg)
+    results = {"name": cfg.name, "members": [str(folder) for folder in folders], **found, "scores": rows}
+    into.write_results(results)
+    return results
 
 
 def label(name: str) -> str:

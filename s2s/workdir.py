@@ -72,6 +72,11 @@ class Workdir:
         """The work directory of one replica, from 1."""
         return Workdir(self.path / f"replica_{number:02}")
 
+    @property
+    def ensemble(self) -> Workdir:
+        """Where the scores of all replicas together are kept."""
+        return Workdir(self.path / "ensemble")
+
     def check(self, cfg: Config) -> dict[str, tuple[Any, Any]]:
         """Checks that a run of ``cfg`` may go on here.
 

@@ -158,6 +158,8 @@ def _below(folder: Path) -> Iterator[Run | Trouble]:
         yield from _together(folder, len(replicas))
         for replica in replicas:
             yield from _one(replica)
+        if Workdir(folder).ensemble.results.exists():
+            yield from _one(Workdir(folder).ensemble.path)
     elif any((folder / name).exists() for name in ("config.json", "results.json", FAILURE_FILE)):
         yield from _one(folder)
     else:

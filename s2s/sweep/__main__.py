@@ -95,7 +95,7 @@ def _sweep() -> int:
 
     from s2s.infra import launchers
     from s2s.sweep import cells as cells_lib
-    from s2s.sweep import grouping, watch
+    from s2s.sweep import ensembles, grouping, watch
     from s2s.sweep import running as sweeping
     from s2s.sweep.sizes import Measured
 
@@ -137,6 +137,12 @@ def _sweep() -> int:
         cells_lib.forgive([cell for cell in cells if cell.name in retried], home)
         try:
             plan = sweeping.run(folder, plan, launch, [*command, "--program"])
+            if together := ensembles.jobs(plan.cells, folder):
+                print(f"{len(together)} ensembles of seeds", file=sys.stderr)
+                codes = launch(together, lambda states: None)
+                for job in together:
+                    if codes[job.name]:
+                        print(f"s2s: no ensemble of {job.name}: see {job.log}", file=sys.stderr)
         except launchers.Stopped as stop:
             print(f"s2s: {stop}", file=sys.stderr)
             return 128 + stop.signal

@@ -16,7 +16,9 @@ from typing import Any, NamedTuple
 
 from s2s import variation
 from s2s.config import Config, ConfigError
+from s2s.data.tasks import TASKS
 from s2s.infra import report, sharding
+from s2s.judge import record_ensemble
 from s2s.nn import cudnn
 from s2s.train import summary
 from s2s.train.loop import Interrupted, Loop
@@ -154,6 +156,9 @@ def _run_replicas(cfg: Config, work: Workdir, began: float) -> None:
         seeds = [each.cfg.run.seed for each in runs]
         found = [(Path(each.folder).name, each.results, each.failure) for each in outcomes]
         work.write_results(summary.of_replicas(cfg.name, seeds, found))
+        # A generated task has other pairs, so other vocabularies, for every seed.
+        if cfg.data.train not in TASKS and not any(each.failure for each in outcomes):
+            record_ensemble([work.path], work.ensemble)
     sharding.barrier("results of the replicas saved")
 
 
