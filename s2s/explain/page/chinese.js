@@ -75,8 +75,8 @@ WORDS.zh = {
   fig_matrix: "回看之处", matrix_lead: "每写出一个词占一行，每读入一个词占一列。颜色越深，权重越大；每行总和为一。",
   matrix_none: "这个模型没有注意力，因此没有可显示的矩阵：{why}", why_none: "解码器只得到编码器的最后状态。",
   why_fixed: "解码器每一步得到的都是同一个源句概要。",
-  strongest: "每行最强处", gold: "给定的对齐", numbers: "数字", matrix_hint: "指向一个格子，或用方向键移动。",
-  matrix_cell: "{target}（第 {t} 行）看 {source}（第 {s} 列）：{value}", is_gold: "给定为对齐", is_hard: "该行最强", matrix_table: "注意力权重",
+  strongest: "每行最强的词", gold: "给定的对齐", numbers: "数字", matrix_hint: "指向一个格子，或用方向键移动。",
+  matrix_cell: "{target}（第 {t} 行）看 {source}（第 {s} 列）：{value}", is_gold: "给定为对齐", is_hard: "该行最强的词", matrix_table: "注意力权重",
   gold_walk: "给定的对齐属于另一种走法（{walk}）：选择它即可看到。",
   source_words: "源", target_words: "目标",
 

@@ -39,10 +39,10 @@ function fromHalf(bits) {
 // Numbers are shown with four significant digits, or fewer where fewer are kept.
 let keptDigits = 6;
 
-function number(value) {
+function number(value, wanted = 4) {
   if (!Number.isFinite(value)) return String(value).replace("-", "−");
   if (value === 0) return "0";
-  const digits = Math.min(4, keptDigits), size = Math.abs(value);
+  const digits = Math.min(wanted, keptDigits), size = Math.abs(value);
   const text = size >= 1e-4 && size < 1e6 ? Number(value.toPrecision(digits)).toFixed(Math.max(0, digits - 1 - Math.floor(Math.log10(size)))) : value.toExponential(digits - 1);
   return text.replaceAll("-", "−");
 }
@@ -52,10 +52,10 @@ function share(value) {
   return value > 0 && value < 0.0005 ? "<0.001" : value.toFixed(3);
 }
 
-// Log-probabilities and search scores: three decimals.
-function nats(value) {
-  const text = value.toFixed(3);
-  return (Number(text) === 0 ? "0.000" : text).replace("-", "−");
+// Log-probabilities and search scores.
+function nats(value, decimals = 3) {
+  const text = value.toFixed(decimals);
+  return (Number(text) === 0 ? text.replace("-", "") : text).replace("-", "−");
 }
 
 function count(value) {

@@ -40,7 +40,7 @@ function makeFlow(model, walk, places, units, under, over) {
     for (let s = 0; s < S; s++) {
       const to = places.source(s);
       under.append(svg("path", { class: `query ${s === best ? "best" : ""}`, d: `M${x + WIDE / 2 + 3},${y.state[places.layers - 1] + tall - 4} C${x + WIDE + 22},${y.readWord + 40} ${to},${y.readWord + 30} ${to},${y.bars - 22}` }));
-      over.append(svg("text", { class: `figure ${s === best ? "best" : ""}`, x: to, y: y.bars - 6, "text-anchor": "middle", "data-score": s }, number(values[s])));
+      over.append(svg("text", { class: `figure ${s === best ? "best" : ""}`, x: to, y: y.bars - 6, "text-anchor": "middle", "data-score": s }, number(values[s], 3)));
     }
   }
 

@@ -15,10 +15,11 @@ function makeMatrix(model, walk, data, marks, hooks) {
   for (const name of ["hard", "gold", "numbers"]) show(name)(marks[name]);
   const ring = (name) => html("span", { class: `mark-key ${name}`, "aria-hidden": "true" });
   const frame = html("div", { class: "frame" }, table);
-  section.append(
+  fill(section, {}, [
     html("div", { class: "choosers" }, tick(say("strongest"), marks.hard, show("hard"), ring("hard")), gold ? tick(say("gold"), marks.gold, show("gold"), ring("gold")) : null, tick(say("numbers"), marks.numbers, show("numbers"))),
     model.gold && !gold ? html("p", { class: "faint" }, say("gold_walk", { walk: walkName(model.walks[model.gold.walk]) })) : null,
-    frame, readout);
+    frame, readout,
+  ]);
   return {
     element: section,
     follow(beat) { [...table.tBodies[0].rows].forEach((line, t) => line.classList.toggle("current", beat.t === t)); },

@@ -15,8 +15,8 @@ function placesOf(model, walk, room) {
   const longestWritten = Math.max(...walk.tokens.map((token) => breadth(shown(token)))) * 7.4 + 10;
   // What fits is spread over the room; what does not gets room enough for its words.
   const pitch = (fair, least, wanted, most) => (fair >= least ? Math.min(most, fair) : Math.max(least, Math.min(96, wanted)));
-  const sourcePitch = pitch((room - left - right) / S, 46, longest, 128);
-  const targetPitch = pitch((room - left - right - startWidth) / T, 56, longestWritten, 150);
+  const sourcePitch = pitch((room - left - right) / S, 44, longest, 128);
+  const targetPitch = pitch((room - left - right - startWidth) / T, 54, longestWritten, 150);
   const width = Math.max(room, S * sourcePitch + left + right, T * targetPitch + startWidth + left + right);
   const sourceLeft = left + (width - left - right - S * sourcePitch) / 2;
   const targetLeft = left + (width - left - right - startWidth - T * targetPitch) / 2;
@@ -112,8 +112,8 @@ function makeScene(model, walk, beats, room, hooks) {
       arrow(born, `M${layer ? x : x + (hx - x) * 0.4},${(layer ? y.memory[layer - 1] : y.embedding) - 3} L${hx},${top + places.tall + 4}`);
       if (past >= 0 && past < S) {
         const level = top + places.tall * (forward ? 0.3 : 0.7), from = places.half(past, direction);
-        const gap = WIDE / 2 + 2, beside = WIDE * (model.bidirectional ? 1 : 0) + 2;
-        arrow(born, forward ? `M${from + gap + beside},${level} L${hx - gap},${level}` : `M${from - gap - beside},${level} L${hx + gap},${level}`, "along");
+        const gap = WIDE / 2 + 2;
+        arrow(born, forward ? `M${from + gap},${level} L${hx - gap},${level}` : `M${from - gap},${level} L${hx + gap},${level}`, "along");
       }
       put(born, strip(row(one.state, s), one.units, hx - WIDE / 2, top, { what: `${sign}h${sub}` }), past >= 0 && past < S ? [forward ? -40 : 40, 0] : [0, 30]);
     }
@@ -206,6 +206,6 @@ function makeScene(model, walk, beats, room, hooks) {
       flow.show(beat, forward);
     },
     // Where the eye should be, for pictures wider than the screen.
-    focus: (beat) => (beat.s !== undefined ? places.source(beat.s) : beat.t !== undefined ? places.column(beat.t) : beat.kind === "bridge" ? places.start : places.width / 2),
+    focus: (beat) => (["scores", "weights"].includes(beat.kind) ? places.source(strongest(row(walk.steps[beat.t].weights))) : beat.s !== undefined ? places.source(beat.s) : beat.t !== undefined ? places.column(beat.t) : beat.kind === "bridge" ? places.start : places.width / 2),
   };
 }

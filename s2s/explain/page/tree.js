@@ -61,9 +61,9 @@ function treePicture(model, withPruned, read) {
     }
     const wide = widths[node.t + 1] - 24, group = svg("g", { class: `node ${kind} ${node.finished ? "finished" : ""}`, role: "treeitem", tabindex: node.t < 0 ? 0 : -1, "aria-level": node.t + 2, "aria-label": words(node), "data-node": node.id });
     group.append(svg("rect", { class: "node-ground", x: x(node), y: y(node) - 10, width: wide, height: 20, rx: 5 }));
-    const score = node.t < 0 ? null : nats(node.score ?? node.total);
+    const score = node.t < 0 ? null : nats(node.score ?? node.total, 2);
     group.append(pictured(node.token.token, x(node) + 5, y(node) + 4, wide - (score ? 38 : 6), { "text-anchor": "start" }));
-    if (score) group.append(svg("text", { class: "figure", x: x(node) + wide - 4, y: y(node) + 4, "text-anchor": "end" }, score.replace(/\d$/, "")));
+    if (score) group.append(svg("text", { class: "figure", x: x(node) + wide - 4, y: y(node) + 4, "text-anchor": "end" }, score));
     groups.set(node.id, group);
     picture.append(group);
   });

@@ -75,8 +75,8 @@ const WORDS = { en: {
   fig_matrix: "Where it looked", matrix_lead: "One row for each word written, one column for each word read. The darker, the more weight; a row adds up to one.",
   matrix_none: "This model has no attention, so there is nothing to show: {why}", why_none: "its decoder gets the encoder's last state, and no more.",
   why_fixed: "its decoder gets the same summary of the source at every step.",
-  strongest: "strongest of each row", gold: "given alignment", numbers: "numbers", matrix_hint: "Point at a cell, or go there with the arrow keys.",
-  matrix_cell: "{target} (row {t}) looks at {source} (column {s}): {value}", is_gold: "given as aligned", is_hard: "strongest of its row", matrix_table: "Attention weights",
+  strongest: "strongest word of each row", gold: "given alignment", numbers: "numbers", matrix_hint: "Point at a cell, or go there with the arrow keys.",
+  matrix_cell: "{target} (row {t}) looks at {source} (column {s}): {value}", is_gold: "given as aligned", is_hard: "strongest word of its row", matrix_table: "Attention weights",
   gold_walk: "The given alignment belongs to another way through ({walk}): choose that to see it.",
   source_words: "source", target_words: "target",
 
