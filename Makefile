@@ -15,12 +15,13 @@ WORKERS ?= $(shell $(PYTHON) -c "import os; n = os.cpu_count() or 1; \
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: help train test bench lint format pins clean
+.PHONY: help train test gallery bench lint format pins clean
 
 help:
 	@echo 'make train   train $(CONFIG) (CONFIG=FILE for another, WORKDIR=FOLDER to keep it elsewhere,'
 	@echo '             ARGS="--config.run.epochs=2" to override fields)'
 	@echo 'make test    run every test (ARGS="-k attention" for some of them, WORKERS=1 in one process)'
+	@echo 'make gallery  train three small models and build pages that show them at work, in gallery/'
 	@echo 'make bench   time s2s beside PyTorch, yoyodyne and JoeyNMT, half an hour (DATA=FOLDER with multi30k'
 	@echo '             and sigmorphon2020_g2p, else made data; ARGS="--quick", ARGS="--only pytorch")'
 	@echo 'make lint    check style, types and the arrows between modules'
@@ -33,6 +34,24 @@ train: $(INSTALLED)
 
 test: $(INSTALLED)
 	$(BIN)/python -m pytest -n $(WORKERS) --dist worksteal $(ARGS)
+
+# One model a kind of attention, small enough to be trained in two minutes each.
+GALLERY := general concat none
+SENTENCE := Anna hat am Montag um halb acht abends zwölf Bücher gekauft.
+REFERENCE := Anna bought twelve books at 7:30 pm on Monday.
+EXPLAIN = $(BIN)/python -m s2s.explain --text "$(SENTENCE)" --reference "$(REFERENCE)"
+
+gallery: $(INSTALLED)
+	for kind in $(GALLERY); do \
+		$(BIN)/python -m s2s.main --config experiments/luong_general.py --workdir runs/gallery/$$kind \
+			--config.model.attention=$$kind --config.model.hidden=128 --config.model.embedding=64 $(ARGS) || exit; \
+	done
+	$(EXPLAIN) --workdir runs/gallery/general --output gallery/general.html \
+		--heatmap gallery/general.png --walk gallery/general.gif --curve gallery/general.svg
+	$(EXPLAIN) --workdir runs/gallery/concat runs/gallery/general --output gallery/concat_beside_general.html
+	$(EXPLAIN) --workdir runs/gallery/none runs/gallery/general --output gallery/without_beside_with_attention.html
+	$(EXPLAIN) --workdir runs/gallery/general --language zh --output gallery/general_zh.html
+	@ls -l gallery
 
 bench: $(INSTALLED)
 	$(BIN)/python -m benchmarks.compare $(if $(DATA),--data $(DATA)) $(ARGS)

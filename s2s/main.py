@@ -12,6 +12,7 @@ from __future__ import annotations
 import os
 import sys
 import time
+import traceback
 
 from absl import app, flags, logging
 from ml_collections import config_flags
@@ -63,6 +64,13 @@ def main(argv: list[str]) -> None:
         config_lib.ConfigError, CorpusError, VocabularyError, CheckpointError, WorkdirError, train.Diverged
     ) as error:  # fmt: skip
         _refuse(error)
+    except Exception:
+        if sharding.process_count() == 1:
+            raise
+        # Most often another process is gone, for which JAX would wait at a usual exit.
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)
 
 
 def _refuse(error: Exception) -> None:

@@ -106,16 +106,12 @@ def _explained(args: argparse.Namespace, gold: list[tuple[int, int]] | None) -> 
     from s2s.data.corpora import cache_folder
     from s2s.explain.explanation import Explainer, explain
     from s2s.infra import compilation
-    from s2s.infra.snapshot import CheckpointError
     from s2s.workdir import Workdir
 
     explainers = []
     args.sample = False
     for path in args.workdir:
-        try:
-            cfg, vocabs, graphdef, params = Workdir(path).load()
-        except CheckpointError as error:
-            raise ValueError(error) from error
+        cfg, vocabs, graphdef, params = Workdir(path).load()
         search = search_config(args, cfg.search)
         compilation.keep_programs(cache_folder(cfg.data.cache))
         name = Path(path).resolve().name

@@ -24,7 +24,7 @@ from etils import epath
 _STATE, _RECORD = "state", "record"
 
 
-class CheckpointError(RuntimeError):
+class CheckpointError(ValueError):
     """A checkpoint that cannot be written, read or used; the message names the folder and a remedy."""
 
 

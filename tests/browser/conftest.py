@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 
-from s2s.packing import array
+from s2s.explain.packing import array
 
 CHROMIUM = shutil.which("chromium") or "/usr/bin/chromium"
 FLAGS = (

@@ -6,7 +6,7 @@ import re
 import numpy as np
 import pytest
 
-from s2s.packing import unpack
+from s2s.explain.packing import unpack
 from s2s.explain.page import as_text, render
 from tests.browser.conftest import SOURCE, TARGET, explanation
 
