@@ -114,7 +114,7 @@ def explanation(
             node |= {
                 "log_prob": log_prob,
                 "total": total + log_prob,
-                "kept": not rank,
+                "kept": not rank or t == 0,
                 "finished": t == T - 1,
             }
             node |= {"rank": rank, "best": not rank, **({"score": total + log_prob} if t == T - 1 else {})}
@@ -123,11 +123,13 @@ def explanation(
         total += nodes[parent]["log_prob"]
     what_if = []
     for t in range(T - 1):
-        other = {"id": 9, "token": "▁cat", "prob": 0.125, "logit": 0.5, "rank": 1}
-        steps = [{"chosen": other}, *({"chosen": step["chosen"]} for step in best["steps"][t + 1 :])]
-        what_if.append(
-            {"walk": 0, "t": t, "token": other, "text": f"cat at {t}", "log_prob": -2.5 - t, "steps": steps}
-        )
+        for token in ("▁cat", "▁blue") if t == 0 else ("▁cat",):
+            other = {"id": tokens.index(token), "token": token, "prob": 0.125, "logit": 0.5, "rank": 1}
+            steps = [{"chosen": other}, *({"chosen": step["chosen"]} for step in best["steps"][t + 1 :])]
+            text = f"{token} at {t}"
+            what_if.append(
+                {"walk": 0, "t": t, "token": other, "text": text, "log_prob": -2.5 - t, "steps": steps}
+            )
     model = {
         "name": name,
         "workdir": name,

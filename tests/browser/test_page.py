@@ -230,8 +230,11 @@ def test_hostile_text_stays_text(opened):
 
 def test_other_words_lead_elsewhere(opened):
     page = opened(explanation())
-    page.page.locator('.whatif .chips [aria-pressed="false"]').first.click()
-    assert page.text(".whatif .becomes bdi") == "cat at 1"
+    assert page.text(".whatif .becomes bdi") == "▁cat at 0"
+    page.page.click('.whatif .chips >> nth=1 >> [aria-pressed="false"]')
+    assert page.text(".whatif .becomes bdi") == "▁blue at 0"
+    page.page.click('.whatif .chips >> nth=0 >> [aria-pressed="false"]')
+    assert page.text(".whatif .becomes bdi") == "▁cat at 1"
     assert page.texts(".whatif .steps tbody th") == ["▁cat", "</s>"]
     assert page.text(".whatif .steps .forced .number:not(.faint)") == "0.125"
 
@@ -298,8 +301,8 @@ def test_both_languages_say_everything(opened):
 
 
 def test_a_telephone_shows_it_without_scrolling_sideways(opened):
-    page = opened(explanation(reference=TARGET, layers=2), width=390)
-    for beat in (0, ENCODER, page.beats() - 1):
+    page = opened(explanation(source=SOURCE * 4, reference=TARGET, layers=2), width=390)
+    for beat in (0, 60, page.beats() - 1):
         page.go(beat)
         assert page.page.evaluate("document.documentElement.scrollWidth") <= 390
 
