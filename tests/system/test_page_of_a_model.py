@@ -2,7 +2,7 @@
 
 import json
 
-from s2s import explain
+from s2s.explain import __main__ as explain
 from tests.browser.conftest import browser, opened  # noqa: F401
 from tests.browser.test_page import agrees
 

@@ -3,6 +3,7 @@
 import asyncio
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -11,12 +12,14 @@ import time
 
 import httpx
 import pytest
+from playwright import sync_api
 
 from s2s.serve.openapi import Limits, describe
 from s2s.translator import Translator
 from s2s.workdir import Workdir
 from tests.system.conftest import ROOT
 
+FLAGS = ["--headless=new", "--no-sandbox", "--disable-gpu", "--disable-background-networking"]
 LIMITS = ["--max-pieces", "30", "--max-sentences", "40", "--max-bytes", "20000", "--max-beam", "3"]
 
 
@@ -198,3 +201,36 @@ def test_a_full_queue_says_so_and_a_stopping_server_finishes_what_it_took(traine
         else:
             assert answer.headers["retry-after"] == "1"
             assert answer.json()["error"]["reason"] in ("busy", "stopping")
+
+
+@pytest.mark.slow
+def test_the_page_translates_while_one_types_and_explains_on_enter(server, expected):
+    chromium = shutil.which("chromium")
+    if chromium is None:
+        pytest.skip("no chromium here: the page is looked at by a real browser or not at all")
+    complaints = []
+    with sync_api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=chromium, args=FLAGS)
+        page = browser.new_page()
+        page.on("console", lambda message: complaints.append(message.text))
+        page.on("pageerror", lambda error: complaints.append(str(error)))
+        page.on(
+            "request", lambda request: complaints.append(request.url) if server not in request.url else None
+        )
+        page.goto(server)
+        page.select_option("#ask-beam", "1")
+        page.fill("#ask-text", "a b c d")
+        told = page.locator(".ask [role=status]")
+        sync_api.expect(told).to_have_text(expected(["a b c d"])[0], timeout=60_000)
+        page.press("#ask-text", "Enter")
+        sync_api.expect(page.locator(".sentence.source")).to_have_text("a b c d", timeout=60_000)
+        assert (
+            page.locator("header .sentence.target").inner_text().split("→")[1].strip()
+            == expected(["a b c d"])[0]
+        )
+        page.fill("#ask-text", "<img src=x onerror=alert(1)> " * 20)
+        sync_api.expect(told).to_contain_text("longer than 30 pieces", timeout=60_000)
+        assert page.locator("img").count() == 0
+        browser.close()
+    # The refusal is a failed request to the browser, which says so.
+    assert [text for text in complaints if "422" not in text] == []

@@ -44,10 +44,11 @@ def render(data: dict[str, Any] | None, language: str = "en", *, connect: str = 
 
     Args:
       data: an explanation, of numbers, strings, lists and dicts; None: a page that waits for
-        ``window.s2s.show(data)``, and asks a server for it: ``v1/translate`` and ``v1/explain`` beside it.
+        ``window.s2s.show(data)``.
       language: "en" or "zh", in which the page begins; the reader may switch.
       connect: what the page's programs may fetch from, as the policy's connect-src says it:
-        "'none'", or "'self'" for a page that a server fills.
+        "'none'", or "'self'" for a page with a place to type into, which asks its server's ``v1/translate``
+        and ``v1/explain``.
 
     Returns:
       The file's text.
@@ -61,8 +62,8 @@ def render(data: dict[str, Any] | None, language: str = "en", *, connect: str = 
     if not re.fullmatch(r"[A-Za-z0-9':/.* _-]+", connect):
         raise ValueError(f"connect={connect!r} is no list of sources: say \"'none'\" or \"'self'\"")
     style = _read("page.css")
-    # A page without data has a server to ask.
-    scripts = SCRIPTS if data is not None else (*SCRIPTS, "live.js")
+    # Whoever may fetch has a server to ask.
+    scripts = SCRIPTS if connect == "'none'" else (*SCRIPTS, "live.js")
     script = '"use strict";\n(() => {\n' + "\n".join(_read(name) for name in scripts) + "\n})();\n"
     policy = (
         f"default-src 'none'; script-src {_hash(script)}; style-src {_hash(style)}; img-src data:; "
