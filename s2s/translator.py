@@ -76,8 +76,8 @@ class Translator:
       cfg: how to search.
       n_best: hypotheses wanted a sentence; fewer let beam search stop earlier.
       seed: of sampling.
-      few_programs: several sentences always take all places, for whoever cannot wait for a compilation;
-        else few sentences take fewer places, which is faster where the same few come again.
+      few_programs: a batch takes one place, a quarter of them or all, for whoever cannot wait for a
+        compilation; else as many as its sentences, to a power of two.
     """
 
     def __init__(
@@ -163,8 +163,8 @@ class Translator:
             most = places * max(1, _WAITING_POSITIONS // shape)
             batch = list(numbers[begin : begin + most])
             # A power of two of rows, or of places: few programs, and none for many more than there are.
-            few = 1 if self._few_programs else places // 4
-            unit = places if len(batch) > few else 1
+            few = max(1, places // 4)
+            unit = places if len(batch) > few else few if self._few_programs and len(batch) > 1 else 1
             rows = min(unit << (-(-len(batch) // unit) - 1).bit_length(), most)
             devices = sharding.rows_multiple(self.mesh)
             yield batch, -(-rows // devices) * devices, shape

@@ -82,7 +82,7 @@ class Model:
         return render(None, connect="'self'")
 
     def warm_up(self, stop: threading.Event) -> None:
-        """Compiles what the model's own search needs for one sentence or a full batch, of every length.
+        """Compiles what the model's own search needs for one sentence, a small or a full batch, of every length.
 
         Ready once sentences of up to 32 pieces find their programs; other searches are compiled
         when they are first asked for.
@@ -91,7 +91,7 @@ class Model:
           stop: ends it before the next program.
         """
         for text in self._examples():
-            for rows in (1, self._most):
+            for rows in dict.fromkeys((1, max(1, self._most // 4), self._most)):
                 if stop.is_set():
                     return
                 self.translate((self.beam, 1), [text] * rows)
