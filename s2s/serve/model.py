@@ -82,7 +82,7 @@ class Model:
         return render(None, connect="'self'")
 
     def warm_up(self, stop: threading.Event) -> None:
-        """Compiles what the model's own search needs for one sentence, a small or a full batch, of every length.
+        """Compiles what the model's own search needs for one, few or many sentences of every length.
 
         Ready once sentences of up to 32 pieces find their programs; other searches are compiled
         when they are first asked for.
