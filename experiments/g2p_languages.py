@@ -1,8 +1,8 @@
 """A sweep: pronunciation in ten languages, three seeds each (SIGMORPHON 2020 task 1, Gorman et al. 2020).
 
-Claim: one model of 128 units for all languages, untuned, in one command and one table: test word error rates
-of 9.7 % (Hungarian) to 48.6 % (Korean), in a quarter of an hour on 2 CPU cores; README.md has all of them beside
-the published attention LSTMs, each of which is the pick of 36 settings on dev.
+Claim: one model of 128 units for all languages, untuned, in one command and one table: word error rates on
+test of 9.7 % (Hungarian) to 48.6 % (Korean), in a quarter of an hour on 2 CPU cores. README.md has all of
+them beside the published attention LSTMs, each of which is the pick of 36 settings on dev.
 
     python -m s2s.sweep --config experiments/g2p_languages.py:DIR --workdir runs/g2p_languages
 
