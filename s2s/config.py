@@ -345,7 +345,7 @@ def from_json(text: str) -> Config:
 
 def differences(cfg: Config, other: Config) -> dict[str, tuple[Any, Any]]:
     """Dotted names of the fields in which two configs differ, with both values."""
-    left, right = _flat(dataclasses.asdict(cfg)), _flat(dataclasses.asdict(other))
+    left, right = flat(cfg), flat(other)
     return {name: (left[name], right[name]) for name in left if left[name] != right[name]}
 
 
@@ -479,6 +479,11 @@ def validate(cfg: Config) -> None:
         )
     if problems:
         raise ConfigError("\n".join(problems))
+
+
+def flat(cfg: Config) -> dict[str, Any]:
+    """Every field by its dotted name."""
+    return _flat(dataclasses.asdict(cfg))
 
 
 def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:

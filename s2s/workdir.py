@@ -115,14 +115,17 @@ class Workdir:
 
     def write_failure(self, reason: str) -> None:
         """Writes failure.json."""
+        self.path.mkdir(parents=True, exist_ok=True)
         _write_json(self.failure, {"reason": reason})
 
     def read_failure(self) -> str | None:
         """Why the run was given up; None: it was not."""
-        if not self.failure.exists():
+        try:
+            return str(json.loads(self.failure.read_text(encoding="utf-8"))["reason"])
+        except FileNotFoundError:
             return None
-        reason: str = json.loads(self.failure.read_text(encoding="utf-8"))["reason"]
-        return reason
+        except (OSError, ValueError, KeyError, TypeError):
+            return "no reason given"
 
     def read_results(self) -> dict[str, Any]:
         """What `write_results` wrote."""

@@ -53,7 +53,7 @@ def test_what_keeps_two_runs_apart(name, one, other, together):
 def test_every_field_is_free_variable_or_structure():
     """A new field keeps runs apart until somebody says otherwise."""
     free = {name for name in variation._FREE if not name.endswith(".")}
-    assert free | set(variation.VARIABLE) <= set(config._flat(dataclasses.asdict(BASE)))
+    assert free | set(variation.VARIABLE) <= set(config.flat(BASE))
 
 
 def test_replicas_are_runs_with_seeds_that_follow_each_other():

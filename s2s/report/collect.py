@@ -17,7 +17,7 @@ from s2s.config import Config
 from s2s.learn.metrics import Units
 from s2s.workdir import Workdir
 
-FAILURE_FILE, PLAN_FILE = "failure.json", "sweep.json"
+PLAN_FILE = "sweep.json"
 
 
 class OutputsError(ValueError):
@@ -160,7 +160,7 @@ def _below(folder: Path) -> Iterator[Run | Trouble]:
             yield from _one(replica)
         if Workdir(folder).ensemble.results.exists():
             yield from _one(Workdir(folder).ensemble.path)
-    elif any((folder / name).exists() for name in ("config.json", "results.json", FAILURE_FILE)):
+    elif any((folder / name).exists() for name in ("config.json", "results.json", "failure.json")):
         yield from _one(folder)
     else:
         try:
@@ -188,8 +188,8 @@ def _one(folder: Path) -> Iterator[Run | Trouble]:
     """An ordinary work directory: a run, or why it is none."""
     work = Workdir(folder)
     if not work.results.exists():
-        if (folder / FAILURE_FILE).exists():
-            yield Trouble(str(folder), "failed", _reason(folder / FAILURE_FILE))
+        if (reason := work.read_failure()) is not None:
+            yield Trouble(str(folder), "failed", reason)
         else:
             begun = "no results.json yet" if work.config.exists() else "not begun"
             yield Trouble(str(folder), "unfinished", begun)
@@ -249,13 +249,6 @@ def _is_row(row: Any) -> bool:
 
 def _is_step(line: Any) -> bool:
     return isinstance(line, dict) and isinstance(line.get("step"), int)
-
-
-def _reason(path: Path) -> str:
-    try:
-        return str(json.loads(path.read_text(encoding="utf-8"))["reason"])
-    except (OSError, ValueError, KeyError, TypeError):
-        return "no reason given"
 
 
 def told(troubles: Iterable[Trouble]) -> list[str]:

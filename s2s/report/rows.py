@@ -7,7 +7,6 @@ between two rows. Must not know where runs lie (collect), how a test is computed
 
 from __future__ import annotations
 
-import dataclasses
 import difflib
 import itertools
 import math
@@ -142,7 +141,7 @@ def _shown(values: Sequence[Any]) -> list[str]:
 def flat(cfg: Config) -> dict[str, Any]:
     """Values by dotted name."""
 
-    return config_lib._flat(dataclasses.asdict(cfg))
+    return config_lib.flat(cfg)
 
 
 def field(name: str) -> str:

@@ -9,7 +9,6 @@ failure.json, {"reason": ...}, instead.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
@@ -22,7 +21,6 @@ from s2s.config import Config, ConfigError
 from s2s.workdir import Workdir, WorkdirError
 
 DONE, FAILED, TO_COME = "done", "failed", "to come"
-FAILURE = "failure.json"
 
 
 class SweepError(ValueError):
@@ -161,29 +159,23 @@ def state(cell: Cell, folder: Path) -> str:
     work = Workdir(folder / cell.name)
     if work.results.exists() and not any(name.startswith("run.") for name in work.check(cell.cfg)):
         return DONE
-    return FAILED if (work.path / FAILURE).exists() else TO_COME
+    return TO_COME if work.read_failure() is None else FAILED
 
 
 def fail(cell: Cell, folder: Path, reason: str) -> None:
     """Notes that a cell failed, and why."""
-    path = folder / cell.name / FAILURE
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps({"reason": reason}, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
-    draft.replace(path)
+    Workdir(folder / cell.name).write_failure(reason)
 
 
 def failure(cell: Cell, folder: Path) -> str:
     """Why a cell failed."""
-    with contextlib.suppress(OSError, ValueError, KeyError, TypeError):
-        return str(json.loads((folder / cell.name / FAILURE).read_text(encoding="utf-8"))["reason"])
-    return "unknown"
+    return Workdir(folder / cell.name).read_failure() or "no reason given"
 
 
 def forgive(cells: Iterable[Cell], folder: Path) -> None:
     """Makes failed cells cells to come."""
     for cell in cells:
-        (folder / cell.name / FAILURE).unlink(missing_ok=True)
+        Workdir(folder / cell.name).failure.unlink(missing_ok=True)
 
 
 def _put(tree: dict[str, Any], field: str, value: Any) -> None:

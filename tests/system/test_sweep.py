@@ -98,7 +98,7 @@ def trainer(monkeypatch):
             try:
                 one(*each)
             except train.Diverged as error:
-                (Workdir(each.folder).path / cells.FAILURE).write_text(json.dumps({"reason": str(error)}))
+                Workdir(each.folder).write_failure(str(error))
 
     monkeypatch.setattr(train, "run_together", together)
     monkeypatch.setattr(train, "run", one)
