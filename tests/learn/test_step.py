@@ -328,52 +328,6 @@ def test_compiles_once_and_the_state_can_be_donated():
     assert train_step._cache_size() == 1
 
 
-def test_replicas_under_vmap_are_runs_of_their_own():
-    """Two seeds, rates of learning, dropout and smoothing, in one program."""
-    batches = [example(seed=seed) for seed in range(3)]
-    hyper = {
-        "rate": np.array([0.05, 0.2], np.float32),
-        "dropout": np.array([0.1, 0.4], np.float32),
-        "smoothing": np.array([0.0, 0.2], np.float32),
-    }
-
-    def parts(values):
-        cfg = configured(
-            {"dropout": values["dropout"]},
-            name="adam",
-            label_smoothing=values["smoothing"],
-            ema=0.9,
-            accumulate=2,
-        )
-        return cfg, optim.make_optimizer(cfg.optim, lambda step: values["rate"] * (1.0 + step))
-
-    def start(seed, values):
-        cfg, optimizer = parts(values)
-        return step.init_state(cfg, SOURCE_VOCAB, TARGET_VOCAB, optimizer, seed)[1]
-
-    graphdef, _ = step.abstract_params(MODEL, SOURCE_VOCAB, TARGET_VOCAB)
-
-    def update(state, values, batch):
-        cfg, optimizer = parts(values)
-        return step.make_train_step(graphdef, cfg, optimizer)(state, batch)
-
-    seeds = jnp.array([3, 4])
-    together = jax.vmap(start)(seeds, hyper)
-    step_together = jax.jit(jax.vmap(update, in_axes=(0, 0, None)))
-    for batch in batches:
-        together, metrics = step_together(together, hyper, batch)
-    for replica in range(2):
-        values = {name: value[replica] for name, value in hyper.items()}
-        alone = start(int(seeds[replica]), values)
-        for batch in batches:
-            alone, alone_metrics = jax.jit(update)(alone, values, batch)
-        assert_close(jax.tree.map(lambda x, r=replica: x[r], metrics), alone_metrics, rtol=1e-4)
-        one = jax.tree.map(lambda x, r=replica: x[r], together)
-        assert_close(one.params, alone.params, rtol=1e-4, atol=1e-4)
-        np.testing.assert_array_equal(one.key, alone.key)
-    assert not np.isclose(metrics.sums.loss[0], metrics.sums.loss[1], rtol=1e-3)
-
-
 @pytest.mark.parametrize("pieces", [1, 2])
 def test_eight_devices_are_one(pieces):
     """With dropout, and fewer real rows on some devices than on others, or none."""
