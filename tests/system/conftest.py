@@ -1,5 +1,6 @@
 """Whole commands on tiny tasks."""
 
+import fcntl
 import json
 import os
 import subprocess
@@ -60,11 +61,16 @@ def cache(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def trained(tmp_path_factory, cache):
-    """The work directory of a small model that has learned to reverse somewhat."""
-    folder = tmp_path_factory.mktemp("trained") / "work"
-    train.run(
-        config_lib.freeze(small(data__cache=str(cache), run__epochs=2.0, run__metric="exact_match")), folder
-    )
+    """The work directory of a small model that has learned to reverse somewhat; not to be changed."""
+    root = tmp_path_factory.getbasetemp()
+    # One for all processes of a test run: whoever comes first trains it.
+    root = root.parent if "PYTEST_XDIST_WORKER" in os.environ else root
+    folder = root / "trained"
+    with (root / "trained.lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        config = small(data__cache=str(cache), run__epochs=2.0, run__metric="exact_match")
+        if not (folder / "results.json").exists():
+            train.run(config_lib.freeze(config), folder)
     assert json.loads((folder / "results.json").read_text())["steps"] > 0
     return folder
 
