@@ -144,8 +144,9 @@ def gcloud(tmp_path, monkeypatch):
     tool.parent.mkdir()
     tool.write_text(
         f"""#!/bin/bash
-printf '%q ' "$@" >> {tmp_path}/told
-echo >> {tmp_path}/told
+# In one write: several are told at once.
+line=$(printf '%q ' "$@")
+printf '%s\\n' "$line" >> {tmp_path}/told
 case "$*" in
   *describe*) echo '10.0.0.2;10.0.0.3;10.0.0.4' ;;
   *--process=1*) exit 143 ;;
