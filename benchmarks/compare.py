@@ -41,8 +41,10 @@ from s2s.data import plan
 from s2s.infra import report
 
 BENCH = ROOT / ".bench"
+# Our float32 in products of fewer parts (`s2s.kernels.contract`).
+HIGH = "float32, precision high"
 # How far apart losses of both sides may be on the same batches, from the same parameters, step by step.
-TOLERANCES = {"float32": 1e-4, "bfloat16": 3e-2}
+TOLERANCES = {"float32": 1e-4, HIGH: 1e-3, "bfloat16": 3e-2}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -211,8 +213,14 @@ def pytorch_pair(
       WorkerError: a side failed, or they do not compute the same function.
     """
     with bench.ours() as ours, bench.peer("pytorch", "pytorch_luong.py") as theirs:
+        tolerance = TOLERANCES[dtype]
+        precision, dtype = ("high", "float32") if dtype == HIGH else (None, dtype)
         loaded = ours.ask(
-            "load", config=luong(hidden, feeding, dtype), batches=str(batches), vocab_sizes=[entries, entries]
+            "load",
+            config=luong(hidden, feeding, dtype),
+            batches=str(batches),
+            vocab_sizes=[entries, entries],
+            precision=precision,
         )
         sizes = dict(
             embedding=hidden, hidden=hidden, layers=2, sources=entries, targets=entries, feeding=feeding
@@ -228,10 +236,10 @@ def pytorch_pair(
         checked = ours.ask("train", steps=3), theirs.ask("train", first=0, steps=3)
         losses = [answer["losses"] for answer in checked]
         apart = max(abs(mine - other) for mine, other in zip(*losses, strict=True))
-        if not apart <= TOLERANCES[dtype]:
+        if not apart <= tolerance:
             raise WorkerError(
                 f"from the same parameters the losses of three updates are {losses[0]} here and {losses[1]} "
-                f"in PyTorch: further apart than {TOLERANCES[dtype]}, so the two do not compute the same"
+                f"in PyTorch: further apart than {tolerance}, so the two do not compute the same"
             )
         warm = ours.ask("warm_up"), theirs.ask("warm_up", loops=list(loops))
         yield (
@@ -267,9 +275,12 @@ def pytorch(bench: Bench) -> None:
     data.save_batches(full, [data.full_batch(64, 32, 32, data.VOCABULARY)])
     for batches, what in ((full, "64 x 32 x 32, no pads"), (planned, "planned batches of sentences")):
         for dtype, feeding in itertools.product(TOLERANCES, (False, True)):
+            if dtype == HIGH and batches is full:
+                continue
             name = f"{what}, {'input feeding' if feeding else 'no feeding'}, {dtype}"
             # Compiling takes PyTorch a minute or two.
-            loops = ["cells", "by hand", *(["by hand, torch.compile"] if effort is FULL else [])]
+            compiled = effort is FULL and dtype != HIGH
+            loops = ["cells", "by hand", *(["by hand, torch.compile"] if compiled else [])]
             with (
                 bench.survive("pytorch", name),
                 pytorch_pair(bench, 512, data.VOCABULARY, feeding, batches, loops, dtype) as pair,
@@ -327,7 +338,8 @@ def pytorch(bench: Bench) -> None:
         "Before anything is timed both sides start from the same parameters, and their losses over three "
         f"updates agree to {TOLERANCES['float32']} nats, or {TOLERANCES['bfloat16']} in bfloat16. Batches "
         "are planned by s2s, and PyTorch gets them without filler rows and cut to the longest sentence; its "
-        "bfloat16 is torch.autocast.",
+        f"bfloat16 is torch.autocast. In '{HIGH}' JAX_DEFAULT_MATMUL_PRECISION is high on our side, "
+        "three products of bfloat16 parts (relative error 2^-16) for six (2^-24), and PyTorch's is float32.",
     )
 
 

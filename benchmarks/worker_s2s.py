@@ -38,6 +38,7 @@ class Worker:
         batches: str | None = None,
         vocab_sizes: tuple[int, int] = (0, 0),
         batch_sentences: int | None = None,
+        precision: str | None = None,
     ) -> dict[str, Any]:
         """Builds model and state as s2s.train does.
 
@@ -46,8 +47,10 @@ class Worker:
           batches: an .npz file of `benchmarks.data.save_batches`; None: the pipeline of config.data.
           vocab_sizes: entries of both vocabularies, where the batches are given.
           batch_sentences: pairs in a batch, on average; decides config.data.batch_tokens. None: it stays.
+          precision: of products, as jax_default_matmul_precision has it.
         """
         began = time.perf_counter()
+        jax.config.update("jax_default_matmul_precision", precision)
         mutable = config_lib.default()
         for name, value in config.items():
             mutable.update_from_flattened_dict({name: value})

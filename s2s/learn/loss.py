@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from s2s.kernels.contract import contract, with_constant
 from s2s.nn.bound import common_max
 from s2s.nn.softmax import Softmax
 from s2s.shapes import check_shapes
@@ -132,9 +133,9 @@ def _chunk_size(tokens: int) -> int:
 
     n chunks leave half a chunk, tokens / 2n, empty on average. On two CPU cores, with 512 units and 6,000 or
     8,000 entries, a chunk in itself (adding its share of the kernel's gradient to that of the chunks before)
-    takes as long as about 20 tokens. The sum of both is least at n = sqrt(tokens / 40).
+    takes as long as about 60 tokens. The sum of both is least at n = sqrt(tokens / 120).
     """
-    chunks = max(1, round((tokens / 40) ** 0.5))
+    chunks = max(1, round((tokens / 120) ** 0.5))
     return -(-tokens // (8 * chunks)) * 8
 
 
@@ -162,12 +163,15 @@ def _sweep(
     order_N = jnp.pad(jnp.argsort(~mask_N, stable=True), (0, spare))
     entry_1V = jnp.arange(len(softmax.bias_V))[None, :]
 
+    product = with_constant(low.kernel, 1 - axis, size, precise)
+    product_back = with_constant(low.kernel, axis, size, precise)
+
     def turn(chunk: jax.Array, carry: tuple[_Found, Any]) -> tuple[_Found, Any]:
         found, gradients = carry
         start = chunk * size
         at_C = jax.lax.dynamic_slice_in_dim(order_N, start, size)
         x_CH, target_C1 = x_NH[at_C], target_N[at_C, None]
-        logits_CV = low.logits(x_CH)
+        logits_CV = low.finish(product(x_CH))
         chosen_C1 = jnp.take_along_axis(logits_CV, target_C1, axis=-1)
         norm_C1 = jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True)
         parts = _Found(
@@ -184,12 +188,9 @@ def _sweep(
         real_C1 = (start + jnp.arange(size) < real)[:, None]
         slope_CV = jnp.where(real_C1, jnp.exp(logits_CV - norm_C1) - q_CV, 0)
         low_CV = slope_CV.astype(x_CH.dtype)
-        dx_CH = _product(low_CV, low.kernel, (1,), (axis,), precise)
-        # Two axes to sum over: over a single first one XLA leaves a processor's matrix unit alone.
-        one, other = (
-            side.reshape(8, -1, side.shape[1]) for side in ((x_CH, low_CV) if axis else (low_CV, x_CH))
-        )
-        dkernel = dkernel + _product(one, other, (0, 1), (0, 1), precise)
+        dx_CH = product_back(low_CV)
+        one, other = (x_CH, low_CV) if axis else (low_CV, x_CH)
+        dkernel = dkernel + contract(one, other, (0,), (0,), precise)
         return found, (_put(dx_NH, dx_CH, start), dkernel, dbias_V + jnp.sum(slope_CV, axis=0))
 
     empty_N = jnp.zeros(tokens + spare, precise)
@@ -217,13 +218,6 @@ def _sweep(
 def _put(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:
     """The whole with the part from ``start`` on, along the first axis."""
     return jax.lax.dynamic_update_slice_in_dim(whole, part.astype(whole.dtype), start, 0)
-
-
-def _product(
-    one: jax.Array, other: jax.Array, axes: tuple[int, ...], other_axes: tuple[int, ...], dtype: jnp.dtype
-) -> jax.Array:
-    """The product that sums over these axes, in the layouts there are."""
-    return jax.lax.dot_general(one, other, ((axes, other_axes), ((), ())), preferred_element_type=dtype)
 
 
 def _is_argmax(logits_CV: jax.Array, target_C1: jax.Array, chosen_C1: jax.Array) -> jax.Array:

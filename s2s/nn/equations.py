@@ -15,7 +15,13 @@ import jax.numpy as jnp
 from jax.extend import core
 from jax.extend.core.primitives import dot_general_p
 
+from s2s.kernels.contract import contract, contract_p, contract_packed, pack
+
 Arrays = list[Any]
+
+Packed = dict[int, jax.Array]
+
+_DOTS = (dot_general_p, contract_p)
 
 
 class Step:
@@ -52,7 +58,12 @@ class Step:
         ]
 
     def run(
-        self, constants: Arrays, accumulated: Arrays, inputs: Arrays, taps: Arrays
+        self,
+        constants: Arrays,
+        accumulated: Arrays,
+        inputs: Arrays,
+        taps: Arrays,
+        packed: Packed | None = None,
     ) -> tuple[Arrays, Arrays]:
         """One step: its outputs, and what each product reads beside the constant.
 
@@ -62,6 +73,7 @@ class Step:
           inputs: the carry, then x.
           taps: one for each product, of the product's shape: values do not matter, and the gradient
             by a tap is the gradient at the product's output.
+          packed: constants as `pack_constants` leaves them, where nothing is differentiated.
         """
         fixed = dict(zip(self.constants, constants, strict=True))
         environment = {**fixed, **dict(zip(self.inputs, inputs, strict=True))}
@@ -73,7 +85,7 @@ class Step:
             if number in self.products:
                 side = self.products[number]
                 values[side] = fixed[equation.invars[side]]
-                out = [_tapped(_bind(equation, values)[0], taps[len(read)])]
+                out = [_tapped(_bind(equation, values, (packed or {}).get(number))[0], taps[len(read)])]
                 read.append(values[1 - side])
             else:
                 out = _bind(equation, values)
@@ -132,29 +144,95 @@ def product_gradient(equation: Any, side: int, read: jax.Array, gradient: jax.Ar
     """
     dot = _dot_of(equation)
     assert dot is not None
-    contract, batch = dot.params["dimension_numbers"]
-    own_contract, own_batch = contract[side], batch[side]
-    contract, batch = contract[1 - side], batch[1 - side]
-    free = [axis for axis in range(read.ndim - 1) if axis not in (*contract, *batch)]
+    summed, batch = dot.params["dimension_numbers"]
+    own_summed, own_batch = summed[side], batch[side]
+    summed, batch = summed[1 - side], batch[1 - side]
+    free = [axis for axis in range(read.ndim - 1) if axis not in (*summed, *batch)]
     own = equation.invars[side].aval
-    own_free = [axis for axis in range(own.ndim) if axis not in (*own_contract, *own_batch)]
+    own_free = [axis for axis in range(own.ndim) if axis not in (*own_summed, *own_batch)]
     # A product's axes: batch, then what is free of the left, then of the right operand.
     at = len(batch) + (0 if side else len(own_free))
     read_axes = [0, *(axis + 1 for axis in free)]
     gradient_axes = [0, *(1 + at + number for number in range(len(free)))]
     batches = [axis + 1 for axis in batch], [1 + number for number in range(len(batch))]
     # Operands in the order in which the constant's axes come out as they are, or nearly.
-    order = sorted(range(len(contract)), key=lambda number: contract[number])
-    contracted = [own_contract[number] for number in order]
-    if not own_free or (contracted and contracted[0] < own_free[0]):
+    order = sorted(range(len(summed)), key=lambda number: summed[number])
+    own_axes = [own_summed[number] for number in order]
+    if not own_free or (own_axes and own_axes[0] < own_free[0]):
         numbers = ((read_axes, gradient_axes), batches)
-        operands, axes = (read, gradient), [*own_batch, *contracted, *own_free]
+        operands, axes = (read, gradient), [*own_batch, *own_axes, *own_free]
     else:
         numbers = ((gradient_axes, read_axes), batches[::-1])
-        operands, axes = (gradient, read), [*own_batch, *own_free, *contracted]
+        operands, axes = (gradient, read), [*own_batch, *own_free, *own_axes]
     precise = jnp.promote_types(own.dtype, jnp.float32)
-    product = jax.lax.dot_general(*operands, numbers, preferred_element_type=precise)
+    if batches[0]:
+        product = jax.lax.dot_general(*operands, numbers, preferred_element_type=precise)
+    else:
+        product = contract(*operands, *numbers[0], own.dtype)
     return jnp.transpose(product, [axes.index(axis) for axis in range(own.ndim)]).astype(own.dtype)
+
+
+def pack_constants(equations: Sequence[Any], constants: dict[Any, jax.Array]) -> Packed:
+    """Before a loop: by number of equation, the constant that it multiplies with, laid out for that.
+
+    Args:
+      equations: of a step.
+      constants: by variable.
+    """
+    packed: Packed = {}
+    for number, equation in enumerate(equations):
+        dot = _dot_of(equation)
+        fixed = [isinstance(v, core.Var) and v in constants for v in equation.invars]
+        if dot is not None and sum(fixed) == 1:
+            side = fixed.index(True)
+            array = pack(dot, side, constants[equation.invars[side]])
+            if array is not None:
+                packed[number] = array
+    return packed
+
+
+def evaluate(closed: core.ClosedJaxpr, packed: Packed, *args: Any) -> Arrays:
+    """A jaxpr's outputs, some of its products with packed constants."""
+    jaxpr = closed.jaxpr
+    environment = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*closed.consts, *args], strict=True))
+    return _evaluate(jaxpr.eqns, jaxpr.outvars, environment, packed)
+
+
+def ready(function: Callable[[Any], Any], example: Any) -> Callable[[Any], Any]:
+    """A function for a loop, with all of its work that depends on no argument done here.
+
+    That is what follows from constants alone, and how constants lie in memory. Not to be differentiated.
+
+    Args:
+      function: a tree of arrays -> another, pure.
+      example: an argument; only shapes matter.
+    """
+    leaves, tree = jax.tree.flatten(example)
+    made: list[Any] = []
+
+    def flat(*leaves: Any) -> Arrays:
+        out, structure = jax.tree.flatten(function(jax.tree.unflatten(tree, leaves)))
+        made.append(structure)
+        return out
+
+    step, constants = take_apart(flat, leaves, [])
+    known = dict(zip(step.constants, constants, strict=True))
+    packed = pack_constants(step.equations, known)
+
+    def run(argument: Any) -> Any:
+        environment = {**known, **dict(zip(step.inputs, jax.tree.leaves(argument), strict=True))}
+        return jax.tree.unflatten(made[0], _evaluate(step.equations, step.outputs, environment, packed))
+
+    return run
+
+
+def _evaluate(
+    equations: Sequence[Any], outputs: Sequence[Any], environment: dict[Any, Any], packed: Packed
+) -> Arrays:
+    for number, equation in enumerate(equations):
+        values = [_value(environment, variable) for variable in equation.invars]
+        environment |= zip(equation.outvars, _bind(equation, values, packed.get(number)), strict=True)
+    return [_value(environment, variable) for variable in outputs]
 
 
 def _inline(jaxpr: core.Jaxpr, constants: Arrays, *args: Any) -> Arrays:
@@ -185,28 +263,30 @@ def _called(equation: Any) -> core.ClosedJaxpr | None:
 
 
 def _dot_of(equation: Any) -> Any:
-    """The dot_general that an equation is: it alone, or as a function with a gradient of its own."""
-    if equation.primitive is dot_general_p:
+    """The product that an equation is: it alone, or as a function with a gradient of its own."""
+    if equation.primitive in _DOTS:
         return equation
     inner = _called(equation)
     if inner is None or not inner.jaxpr.eqns:
         return None
     dot, *rest = inner.jaxpr.eqns
-    alone = dot.primitive is dot_general_p and list(dot.invars) == list(inner.jaxpr.invars)
+    alone = dot.primitive in _DOTS and list(dot.invars) == list(inner.jaxpr.invars)
     rounded = all(equation.primitive.name == "convert_element_type" for equation in rest)
     return dot if alone and rounded else None
 
 
 def _has_product(jaxpr: core.Jaxpr) -> bool:
     return any(
-        equation.primitive is dot_general_p
-        or ((inner := _body(equation)) is not None and _has_product(inner.jaxpr))
+        equation.primitive in _DOTS or ((inner := _body(equation)) is not None and _has_product(inner.jaxpr))
         for equation in jaxpr.eqns
     )
 
 
-def _bind(equation: Any, values: Arrays) -> Arrays:
+def _bind(equation: Any, values: Arrays, packed: jax.Array | None = None) -> Arrays:
     with equation.ctx.manager:
+        if packed is not None:
+            (left, right), (out,) = values, equation.outvars
+            return [contract_packed(_dot_of(equation), left, right, packed).astype(out.aval.dtype)]
         out = equation.primitive.bind(*values, **equation.primitive.get_bind_params(equation.params))
     return list(out) if equation.primitive.multiple_results else [out]
 

@@ -24,7 +24,7 @@ import jax.numpy as jnp
 from jax.custom_batching import custom_vmap
 from jax.extend import core
 
-from s2s.nn.equations import Arrays, Step, product_gradient, take_apart
+from s2s.nn.equations import Arrays, Step, evaluate, pack_constants, product_gradient, take_apart
 
 
 def scan(
@@ -72,9 +72,10 @@ def _walk(
     differentiable = [constants[number] for number in step.accumulated]
     # No one differentiates here: taps are not looked at.
     taps: Arrays = [None] * len(step.products)
+    packed = pack_constants(step.equations, dict(zip(step.constants, constants, strict=True)))
 
     def turn(t: jax.Array, x: Arrays, carry: Arrays) -> tuple[Arrays, Arrays]:
-        out, _ = step.run(constants, differentiable, [*carry, *x], taps)
+        out, _ = step.run(constants, differentiable, [*carry, *x], taps, packed)
         return out[: step.carried], out[step.carried :]
 
     outputs = [variable.aval for variable in step.outputs[step.carried :]]
@@ -107,12 +108,14 @@ def _forward(
 ) -> tuple[Any, Any]:
     saved = _linearized(step, constants, carry, xs)
     count = len(step.outputs)
+    jaxpr = saved.forward.jaxpr
+    packed = pack_constants(jaxpr.eqns, dict(zip(jaxpr.invars, constants, strict=False)))
 
     def turn(t: jax.Array, x: Arrays, carry: Arrays) -> tuple[Arrays, Arrays]:
-        out = jax.core.eval_jaxpr(saved.forward.jaxpr, saved.forward.consts, *constants, *carry, *x)
+        out = evaluate(saved.forward, packed, *constants, *carry, *x)
         return out[: step.carried], [*out[step.carried : count], *(out[number] for number in saved.kept)]
 
-    variables = saved.forward.jaxpr.outvars
+    variables = jaxpr.outvars
     outputs = [variables[n].aval for n in [*range(step.carried, count), *saved.kept]]
     carry, stacks = _loop(turn, turns, carry, xs, outputs, reverse)
     ys, kept = stacks[: count - step.carried], stacks[count - step.carried :]
@@ -149,9 +152,17 @@ def _backward(step: Step, reverse: bool, residuals: Any, gradients: tuple[Arrays
     stack_of = [list(distinct).index(id(variable)) for variable in variables]
     first = [state_size + stack_of.index(number) for number in range(len(distinct))]
 
+    leaf_variables = closed.jaxpr.invars[len(step.outputs) :]
+    fixed = {
+        variable: constants[which]
+        for variable, (kind, which) in zip(leaf_variables, saved.sources, strict=True)
+        if kind == "constant"
+    }
+    packed = pack_constants(closed.jaxpr.eqns, fixed)
+
     def turn(t: jax.Array, d_y: Arrays, state: Arrays) -> tuple[Arrays, Arrays]:
         leaves = find(saved.sources, lambda stack: _at(stack, t))
-        out = jax.core.eval_jaxpr(closed.jaxpr, closed.consts, *state[: step.carried], *d_y, *leaves)
+        out = evaluate(closed, packed, *state[: step.carried], *d_y, *leaves)
         totals = [old + new for old, new in zip(state[step.carried :], out[step.carried :], strict=False)]
         return [*out[: step.carried], *totals], [out[number] for number in first]
 

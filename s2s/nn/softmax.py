@@ -11,6 +11,8 @@ import dataclasses
 import jax
 import jax.numpy as jnp
 
+from s2s.kernels.contract import contract
+
 
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
@@ -34,12 +36,14 @@ class Softmax:
     def logits(self, x: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities: [..., H] -> [..., V], in float32 at least."""
         precise = jnp.promote_types(x.dtype, jnp.float32)
-        contracted = ((x.ndim - 1,), (1 - self.vocab_axis,)), ((), ())
-        kernel = self.kernel.astype(x.dtype)
-        logits = jax.lax.dot_general(x, kernel, contracted, preferred_element_type=precise)
-        logits = logits + jnp.broadcast_to(self.bias_V.astype(precise), logits.shape)
+        product = contract(x, self.kernel.astype(x.dtype), (x.ndim - 1,), (1 - self.vocab_axis,), precise)
+        return self.finish(product)
+
+    def finish(self, product: jax.Array) -> jax.Array:
+        """`logits`, from the product alone."""
+        logits = product + jnp.broadcast_to(self.bias_V.astype(product.dtype), product.shape)
         # The lowest number, not -inf: what is multiplied by 0 makes no NaN.
-        return self.of_entries(logits, float(jnp.finfo(precise).min))
+        return self.of_entries(logits, float(jnp.finfo(product.dtype).min))
 
     def of_entries(self, x: jax.Array, otherwise: float) -> jax.Array:
         """[..., V], with another value where V is only padding."""

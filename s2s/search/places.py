@@ -17,6 +17,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from s2s.nn.bound import common_max
+from s2s.nn.equations import ready
 from s2s.search.hypotheses import (
     Ends,
     History,
@@ -164,6 +165,7 @@ def search_all(
     own = jax.tree.map(lambda leaf: leaf[:N], task)
     nobody = first_slots(own.state, K, jnp.zeros((N,), jnp.int32), S)
     work = Work(own, jnp.full((N,), B, jnp.int32), jnp.zeros((N,), jnp.int32), nobody)
+    step = ready(step, work)
     _, _, ends, history = lax.while_loop(
         lambda carry: _in_any_replica((carry[0] < count) | jnp.any(carry[1].busy_N)),
         serve,

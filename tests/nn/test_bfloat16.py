@@ -41,8 +41,8 @@ def inner_programs(equation):
 def products(program, in_loop=False):
     """Every matrix product of a jaxpr, however deep: whether it is in a loop, and its operands' dtypes."""
     for equation in program.eqns:
-        if equation.primitive.name == "dot_general":
-            yield in_loop, [str(operand.aval.dtype) for operand in equation.invars]
+        if equation.primitive.name in ("dot_general", "contract", "contract_packed"):
+            yield in_loop, [str(operand.aval.dtype) for operand in equation.invars[:2]]
         for inner in inner_programs(equation):
             yield from products(inner, in_loop or equation.primitive.name in LOOPS)
 
