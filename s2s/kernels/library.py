@@ -19,6 +19,7 @@ import platform
 import shutil
 import subprocess
 import tempfile
+import threading
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -30,6 +31,8 @@ _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 
 # "auto", "fma" (no matrix unit) or "xla" (no library), for comparisons and in need.
 _CHOICE = "S2S_KERNELS"
+
+_LOCK = threading.Lock()
 
 
 class Library:
@@ -55,13 +58,19 @@ class Library:
         return self._packed_bytes(depth, columns, parts)
 
 
-@functools.cache
 def load() -> Library | None:
     """The library, compiled if it has not been; None where it cannot be, or is not wanted.
 
     Raises:
       ValueError: the environment variable S2S_KERNELS is none of auto, fma, xla.
     """
+    # Programs are traced in several threads, and XLA is to be told once.
+    with _LOCK:
+        return _load()
+
+
+@functools.cache
+def _load() -> Library | None:
     if _choice() == "xla" or jax.default_backend() != "cpu":
         return None
     for folder in _folders():

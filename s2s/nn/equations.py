@@ -122,7 +122,9 @@ def take_apart(function: Callable[..., Arrays], carry: Arrays, x: Sequence[Any])
     environment |= zip(jaxpr.invars[: len(constants)], constants, strict=True)
     varying = []
     for equation in jaxpr.eqns:
-        if all(_is_known(variable, environment) for variable in equation.invars):
+        # What does something beside computing does it every time.
+        fixed = not equation.effects and all(_is_known(v, environment) for v in equation.invars)
+        if fixed:
             out = _bind(equation, [_value(environment, variable) for variable in equation.invars])
             environment |= zip(equation.outvars, out, strict=True)
         else:

@@ -91,7 +91,7 @@ def fresh(monkeypatch, tmp_path):
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
     monkeypatch.delenv("CC", raising=False)
     monkeypatch.delenv("S2S_KERNELS", raising=False)
-    monkeypatch.setattr(library, "load", library.load.__wrapped__)
+    monkeypatch.setattr(library, "_load", library._load.__wrapped__)
 
 
 @compiles

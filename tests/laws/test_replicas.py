@@ -319,7 +319,7 @@ def test_replicas_are_evaluated_as_each_by_itself(x64):
         assert_trees(np.testing.assert_allclose, replicas.one(sums, number), jax.device_get(wanted), **CLOSE)
 
 
-def test_padding_is_taken_away_again():
+def test_padding_is_taken_away_again(x64):
     runs = Runs(CASES["languages"])
     start = runs.start(1)
     padded = replicas.pad(start, 20, 30)
