@@ -1,7 +1,7 @@
 """A step of a loop as equations: which of them need the loop, and which multiply with a constant.
 
-Decides what a constant of a loop is and how its gradient follows from what was read and what
-came back at all positions. Must not know how a loop is walked.
+Decides what a constant of a loop is, that it is laid out once for all of its products, and how its
+gradient follows from what was read and what came back at all positions. Must not know how a loop is walked.
 """
 
 from __future__ import annotations

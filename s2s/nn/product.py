@@ -1,7 +1,7 @@
 """The product of vectors with a weight matrix, as all layers use it.
 
-Decides in which precision it is summed, and in which order the weight's gradient is multiplied.
-Must not know whose weight it is.
+Decides in which order the weight's gradient is multiplied. Must not know whose weight it is, nor
+who multiplies (`s2s.kernels.contract`).
 
 Autodiff writes the gradient of W in y = x W as (dy^T x)^T; XLA then copies dy, mostly the
 largest array around, to transpose it. Written as x^T dy nothing that large is copied: on 2 CPU cores

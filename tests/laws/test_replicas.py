@@ -226,7 +226,7 @@ def told_R(told: list[Any]) -> Any:
     return jax.tree.map(lambda *leaves: np.stack(leaves, axis=-1), *told)
 
 
-def test_the_cases_meet_every_kind():
+def test_the_cases_meet_every_kind(x64):
     cfgs = [cfg for case in CASES.values() for cfg in Runs(case).cfgs]
     assert {cfg.model.cell for cfg in cfgs} == set(config.CELLS)
     assert {(cfg.model.attention, cfg.model.input_feeding) for cfg in cfgs} == {
