@@ -4,6 +4,8 @@ Programs are kept for as long as the tests run, in a folder of their own: what t
 that they start have in common is compiled once.
 """
 
+import contextlib
+import gc
 import os
 import tempfile
 
@@ -22,6 +24,19 @@ jax.config.update("jax_numpy_rank_promotion", "raise")
 # grain and TFDS read absl flags, which nobody parses under pytest.
 if not flags.FLAGS.is_parsed():
     flags.FLAGS.mark_as_parsed()
+
+
+@pytest.fixture(autouse=True)
+def room_for_programs():
+    """A process may map so many pieces of memory, 65,530 as Linux comes, and each program takes some dozens.
+
+    One more ends it with a segmentation fault, wherever it is.
+    """
+    yield
+    with contextlib.suppress(OSError), open("/proc/self/maps", "rb") as maps:
+        if sum(1 for _ in maps) > 30_000:
+            jax.clear_caches()
+            gc.collect()
 
 
 @pytest.fixture
