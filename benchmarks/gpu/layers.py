@@ -45,7 +45,7 @@ def walking(walk: str, unroll: int = 1) -> Iterator[None]:
 
 def package(cell: LSTM, x_BSE: jax.Array, mask_BS: jax.Array) -> jax.Array:
     """What s2s runs by default."""
-    return recurrent.run(cell, x_BSE, mask_BS, cell.zero_state(x_BSE.shape[:1]))[0]
+    return recurrent.run([cell], x_BSE, mask_BS, [cell.zero_state(x_BSE.shape[:1])])[0]
 
 
 def counted(cell: LSTM, x_BSE: jax.Array, mask_BS: jax.Array) -> jax.Array:
@@ -58,7 +58,7 @@ def through_cudnn(cell: LSTM, x_BSE: jax.Array, mask_BS: jax.Array) -> jax.Array
     """What s2s runs with config.model.recurrence="cudnn"."""
     if not cudnn.available():
         raise RuntimeError("cuDNN needs an NVIDIA GPU")
-    return cudnn.read([cell], x_BSE, mask_BS, [cell.zero_state(x_BSE.shape[:1])])[0][0]
+    return cudnn.read([cell], x_BSE, mask_BS, [cell.zero_state(x_BSE.shape[:1])])[0]
 
 
 def naive(cell: LSTM, x_BSE: jax.Array, mask_BS: jax.Array, unroll: int = 1) -> jax.Array:

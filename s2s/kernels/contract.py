@@ -25,7 +25,7 @@ from jax.interpreters import ad, batching, mlir
 from s2s.kernels import library
 
 # A product of fewer rows or columns is left to XLA: the library works on blocks of 8 or 32.
-_FEWEST = 8
+FEWEST = 8
 
 _PARTS = {"high": 2, "bfloat16_3x": 2, "tensorfloat32": 2, "bfloat16": 1, "fastest": 1}
 
@@ -46,7 +46,7 @@ def contract(
     """
     axes = tuple(map(int, left_axes)), tuple(map(int, right_axes))
     return contract_p.bind(
-        left, right, dimension_numbers=(axes, ((), ())), dtype=jnp.dtype(dtype), parts=_parts(left.dtype)
+        left, right, dimension_numbers=(axes, ((), ())), dtype=jnp.dtype(dtype), parts=parts_of(left.dtype)
     )
 
 
@@ -101,7 +101,7 @@ def contract_packed(equation: Any, left: Any, right: Any, packed: jax.Array) -> 
     return _contract_packed_p.bind(left, right, packed, **equation.params)
 
 
-def _parts(dtype: Any) -> int:
+def parts_of(dtype: Any) -> int:
     """How many bfloat16 an operand is made of on the matrix unit; 0: it is multiplied as it is."""
     loaded = library.load()
     if loaded is None or not loaded.has_matrix_unit:
@@ -116,7 +116,7 @@ def _parts(dtype: Any) -> int:
 def _worth(rows: int, columns: int, parts: int, packed: bool = False) -> bool:
     """Whether the library is faster than XLA, where XLA's program is for a CPU."""
     loaded = library.load()
-    if loaded is None or min(rows, columns) < _FEWEST:
+    if loaded is None or min(rows, columns) < FEWEST:
         return False
     # Fused multiply-adds XLA does as well, but packs a weight anew at every step.
     return parts > 0 or (packed and loaded.has_wide_vectors)

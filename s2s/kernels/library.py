@@ -26,7 +26,7 @@ from pathlib import Path
 import jax
 
 _SOURCE = Path(__file__).parent / "source"
-_FUNCTIONS = ("s2s_product", "s2s_pack", "s2s_stationary")
+_FUNCTIONS = ("s2s_product", "s2s_pack", "s2s_stationary", "s2s_lstm", "s2s_lstm_back")
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 
 # "auto", "fma" (no matrix unit) or "xla" (no library), for comparisons and in need.

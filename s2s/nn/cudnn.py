@@ -51,7 +51,7 @@ def _reordered(part: jax.Array) -> jax.Array:
 
 def read(
     cells: Sequence[Cell], x_BSE: jax.Array, mask_BS: jax.Array | None, states: Sequence[State]
-) -> list[tuple[jax.Array, State]]:
+) -> tuple[jax.Array, list[State]]:
     """Runs a layer over a sequence, in each of its directions.
 
     Args:
@@ -61,8 +61,8 @@ def read(
       states: for each cell, its state before the first position it reads, leaves [B, H].
 
     Returns:
-      For each cell, outputs_BSH, zeros on pads; and the state after the last real position
-      it reads, whatever the padding. What `s2s.nn.recurrent.run` gives for each.
+      Outputs, directions joined [B, S, N H], zeros on pads; and for each cell the state after the last real
+      position it reads, whatever the padding. What `s2s.nn.recurrent.run` gives.
     """
     rows, steps, features = x_BSE.shape
     hidden = cells[0].hidden
@@ -89,7 +89,4 @@ def read(
         outputs = jnp.where(mask_BS[:, :, None], outputs, jnp.zeros_like(outputs))
         some_B1 = (length_B > 0)[:, None]
         lasts = [jnp.where(some_B1, last, start) for last, start in zip(lasts, starts, strict=True)]
-    return [
-        (outputs[:, :, way * hidden : (way + 1) * hidden], tuple(last[way] for last in lasts))
-        for way in range(len(cells))
-    ]
+    return outputs, [tuple(last[way] for last in lasts) for way in range(len(cells))]

@@ -70,10 +70,8 @@ class Encoder(nnx.Module):
             zero = forward.zero_state(x.shape[:1])
             cells = [forward, self.backward[layer]] if self.backward else [forward]
             if self.recurrence == "cudnn" and cudnn.available():
-                ways = cudnn.read(cells, x, mask_BS, [zero] * len(cells))
+                x, lasts = cudnn.read(cells, x, mask_BS, [zero] * len(cells))
             else:
-                ways = [run(cell, x, mask_BS, zero, reverse=bool(way)) for way, cell in enumerate(cells)]
-            x = jnp.concatenate([outputs for outputs, _ in ways], axis=-1)
-            parts = zip(*(state for _, state in ways), strict=True)
-            states.append(tuple(jnp.concatenate(part, axis=-1) for part in parts))
+                x, lasts = run(cells, x, mask_BS, [zero] * len(cells))
+            states.append(tuple(jnp.concatenate(part, axis=-1) for part in zip(*lasts, strict=True)))
         return Memory(memory_BSM=x, mask_BS=mask_BS, keys=(), summary_BM=states[-1][0], states=tuple(states))

@@ -622,14 +622,14 @@ def test_what_follows_on_a_product_is_not_lost():
 @pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
 def test_a_recurrence_and_its_gradient_on_every_machine(dtype, machine, monkeypatch):
     rows, hidden, length = 16, 24, 5
-    cell = CELLS["lstm"](hidden, hidden, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
+    cell = CELLS["gru"](hidden, hidden, rngs=nnx.Rngs(0), dtype=jnp.dtype(dtype))
     graphdef, params = nnx.split(cell)
-    gates = numbers(length, rows, 4 * hidden, dtype=jnp.dtype(dtype))
+    gates = numbers(length, rows, cell.gates * hidden, dtype=jnp.dtype(dtype))
     weight = numbers(length, rows, hidden, seed=3)
 
     def total(params, gates):
         cell = nnx.merge(graphdef, params)
-        outputs, _ = recurrent.walk(cell, gates, cell.zero_state((rows,)), None)
+        outputs, _ = recurrent.walk([cell], [gates], [cell.zero_state((rows,))], jnp.asarray(length))
         return jnp.sum(outputs * weight.astype(outputs.dtype)), outputs
 
     def derivatives(params, gates):
@@ -642,16 +642,16 @@ def test_a_recurrence_and_its_gradient_on_every_machine(dtype, machine, monkeypa
 
 
 def test_a_recurrence_multiplies_with_what_is_laid_out_before_it(loaded):
-    rows, hidden = 16, 24
-    cell = CELLS["lstm"](hidden, hidden, rngs=nnx.Rngs(0))
+    rows, hidden, length = 16, 24, 5
+    cell = CELLS["gru"](hidden, hidden, rngs=nnx.Rngs(0))
     graphdef, params = nnx.split(cell)
 
     def total(params, gates):
         cell = nnx.merge(graphdef, params)
-        outputs, _ = recurrent.walk(cell, gates, cell.zero_state((rows,)), None)
+        outputs, _ = recurrent.walk([cell], [gates], [cell.zero_state((rows,))], jnp.asarray(length))
         return jnp.sum(outputs)
 
-    args = params, numbers(5, rows, 4 * hidden)
+    args = params, numbers(length, rows, cell.gates * hidden)
     gradient = jax.jit(jax.grad(total))
     jaxpr = jax.make_jaxpr(gradient)(*args).jaxpr
     inside = primitives(jaxpr, "while")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -16,7 +17,7 @@ from s2s.nn.attention import SCORES, WINDOWS, attend
 from s2s.nn.bridge import BRIDGES
 from s2s.nn.cells import CELLS
 from s2s.nn.encoder import Encoder
-from s2s.nn.recurrent import Stack, run
+from s2s.nn.recurrent import Stack, run, walk
 from tests import oracles
 from tests.model_variants import VARIANTS, built, make_batch, perturbed, quick_jit
 
@@ -48,30 +49,35 @@ def check(fn, *arguments):
 
 
 @pytest.mark.parametrize("name", CELLS)
-@pytest.mark.parametrize("reverse", [False, True])
-def test_cell_over_time(name, reverse):
-    merge, params, p = split(CELLS[name](3, 4, rngs=nnx.Rngs(0), **DOUBLE))
-    assert merge(params).state_size == len(oracles.zero_state(name, 4))
+@pytest.mark.parametrize("directions", [1, 2])
+def test_cell_over_time(name, directions):
+    rngs = [nnx.Rngs(way) for way in range(directions)]
+    merge, params, p = split(nnx.List([CELLS[name](3, 4, rngs=rng, **DOUBLE) for rng in rngs]))
+    assert merge(params)[0].state_size == len(oracles.zero_state(name, 4))
     x_BSE = numbers(4, 5, 3)
-    state = tuple(numbers(4, 4, seed=2 + part) for part in range(merge(params).state_size))
+    states = [
+        tuple(numbers(4, 4, seed=10 * way + part + 2) for part in range(len(oracles.zero_state(name, 4))))
+        for way in range(directions)
+    ]
 
-    def fn(params, x_BSE, state):
-        return run(merge(params), x_BSE, MASK_BS, state, reverse=reverse)
+    def fn(params, x_BSE, states):
+        return run(merge(params), x_BSE, MASK_BS, states)
 
-    outputs_BSH, last = quick_jit(fn)(params, x_BSE, state)
-    for b, length in enumerate(LENGTHS):
-        first = tuple(part[b] for part in state)
-        expected_SH, expected = oracles.run(name, p, x_BSE[b], length, first, reverse)
-        np.testing.assert_allclose(outputs_BSH[b], expected_SH, **CLOSE)
-        for one, other in zip(last, expected, strict=True):
+    outputs_BSM, lasts = quick_jit(fn)(params, x_BSE, states)
+    for way, (b, length) in itertools.product(range(directions), enumerate(LENGTHS)):
+        first = tuple(part[b] for part in states[way])
+        expected_SH, expected = oracles.run(name, p[way], x_BSE[b], length, first, bool(way))
+        np.testing.assert_allclose(outputs_BSM[b, :, 4 * way : 4 * way + 4], expected_SH, **CLOSE)
+        for one, other in zip(lasts[way], expected, strict=True):
             np.testing.assert_allclose(one[b], other, **CLOSE)
-    check(fn, params, x_BSE, state)
+    check(fn, params, x_BSE, states)
 
 
-def test_unmasked_run_is_all_real():
+def test_an_unmasked_walk_is_all_real():
     cell = CELLS["gru"](3, 4, rngs=nnx.Rngs(0), **DOUBLE)
-    x_BSE, state = numbers(2, 5, 3), (numbers(2, 4),)
-    bare, masked = (run(cell, x_BSE, mask_BS, state) for mask_BS in (None, np.ones((2, 5), bool)))
+    gates_TBG, states = cell.project(numbers(5, 2, 3)), [(numbers(2, 4),)]
+    lengths = None, jnp.full(2, 5)
+    bare, masked = (walk([cell], [gates_TBG], states, jnp.asarray(5), length_B) for length_B in lengths)
     jax.tree.map(functools.partial(np.testing.assert_allclose, **CLOSE), bare, masked)
 
 

@@ -309,27 +309,33 @@ static long packing_units(const Packing *p) {
   return blocks(p->panels, p->panels_each) * blocks(p->depths, p->depths_each);
 }
 
-static void pack_unit(const Packing *p, long number) {
+/* Of one panel, positions [k, k + count), which lie in one depth; on the matrix unit 32 at most. `to` is
+   where the panel begins in this depth. */
+static void pack_part_of_panel(const Packing *p, char *to, long panel, long k, long count) {
   const Operand *x = &p->operand;
-  const long groups = blocks(p->panels, p->panels_each), bytes = panel_bytes(p->size, p->parts);
-  long first = number % groups * p->panels_each, last = least(first + p->panels_each, p->panels);
-  long depth0 = number / groups * p->depths_each, depth1 = least(depth0 + p->depths_each, p->depths);
-  if (!p->parts) {
-    for (long depth = depth0; depth < depth1; depth++)
-      for (long panel = first; panel < last; panel++)
-        fma_pack((float *)(p->packed + (depth * p->panels + panel) * bytes), x, panel * p->size, depth * DEPTH,
-                 least(DEPTH, x->count_k - depth * DEPTH), p->size);
+#ifdef WITH_AMX
+  if (p->parts) {
+    uint16_t *tile = (uint16_t *)to + k % DEPTH / 32 * p->parts * 2 * TILE;
+    for (int half = 0; half < 2; half++)
+      amx_pack_tile(tile + half * TILE, x, panel * 32 + 16 * half, k, p->parts, p->right);
     return;
   }
-#ifdef WITH_AMX
-  for (long k = depth0 * DEPTH; k < least(depth1 * DEPTH, x->count_k); k += 32)
-    for (long panel = first; panel < last; panel++) {
-      uint16_t *tile = (uint16_t *)(p->packed + (k / DEPTH * p->panels + panel) * bytes) +
-                       k % DEPTH / 32 * p->parts * 2 * TILE;
-      for (int half = 0; half < 2; half++)
-        amx_pack_tile(tile + half * TILE, x, panel * 32 + 16 * half, k, p->parts, p->right);
-    }
 #endif
+  fma_pack((float *)to + k % DEPTH * p->size, x, panel * p->size, k, count, p->size);
+}
+
+static char *panel_of(const Packing *p, long depth, long panel) {
+  return p->packed + (depth * p->panels + panel) * panel_bytes(p->size, p->parts);
+}
+
+static void pack_unit(const Packing *p, long number) {
+  const long groups = blocks(p->panels, p->panels_each), step = p->parts ? 32 : DEPTH;
+  long first = number % groups * p->panels_each, last = least(first + p->panels_each, p->panels);
+  long depth0 = number / groups * p->depths_each, depth1 = least(depth0 + p->depths_each, p->depths);
+  long end = least(depth1 * DEPTH, p->operand.count_k);
+  for (long k = depth0 * DEPTH; k < end; k += step)
+    for (long panel = first; panel < last; panel++)
+      pack_part_of_panel(p, panel_of(p, k / DEPTH, panel), panel, k, least(step, end - k));
 }
 
 /* Adds to one block of sums, or begins it. */
@@ -361,8 +367,8 @@ static void enter(int parts) {
   (void)parts;
 }
 
-/* Times that a block of DEPTH positions calls `fetch`. */
-static long fetches(int parts) { return parts ? DEPTH / 32 * parts * (parts + 1) / 2 : 1; }
+/* Times that a block of so many positions calls `fetch`. */
+static long fetches(long depth, int parts) { return parts ? depth / 32 * parts * (parts + 1) / 2 : 1; }
 
 static void leave(int parts) {
 #ifdef WITH_AMX

@@ -1,4 +1,4 @@
-/* Work in two phases on XLA's own threads.
+/* Work in phases on XLA's own threads.
 
    Whoever calls does all of it alone if no other thread comes: a thread pool that is busy, or of
    one thread, costs time but never a deadlock. */
@@ -8,69 +8,97 @@
 
 #include <sched.h>
 #include <stdatomic.h>
+#include <stdint.h>
 #include <stdlib.h>
 
 #include "xla/ffi/api/c_api.h"
 
 #define MOST_WORKERS 64
 
+/* Phase n, of size(n, argument) units of work that may run at the same time, after phase n - 1. */
 typedef struct {
-  /* A unit of work: number, and what `run_phases` was given. */
-  void (*first)(long number, void *argument);
-  void (*second)(long number, void *argument);
+  long count;
+  long (*size)(long phase, const void *argument);
+  void (*unit)(long phase, long number, void *argument);
   void *argument;
-  long firsts, seconds, workers;
-  atomic_long next_first, done_first, done_second, arrived, references;
-  /* Of the second phase, worker w begins with units [seconds * w / workers, ...), always the same
-     ones, so that what it reads of a weight is still in its cache at the next call. */
-  struct {
-    atomic_long next;
-    char apart[64 - sizeof(atomic_long)];
-  } share[MOST_WORKERS];
 } Phases;
 
-static void wait_for(atomic_long *count, long wanted) {
-  for (long spins = 0; atomic_load_explicit(count, memory_order_acquire) < wanted; spins++) {
-    if (spins < 20000)
+/* What is left of a worker's share of a phase: the phase, the end and the next unit, in one word, so
+   that a thread that comes late cannot take a unit of a phase that is over. */
+typedef struct {
+  atomic_uint_fast64_t left;
+  char apart[64 - sizeof(atomic_uint_fast64_t)];
+} Share;
+
+#define UNIT_BITS 20
+#define UNIT(word) ((long)((word) & ((1 << UNIT_BITS) - 1)))
+#define END(word) UNIT((word) >> UNIT_BITS)
+#define PHASE(word) ((long)((word) >> 2 * UNIT_BITS))
+
+typedef struct {
+  Phases phases;
+  long workers;
+  atomic_long phase, undone, arrived, references;
+  /* Worker w begins with units [size * w / workers, ...) of a phase: what it reads of a weight is then
+     mostly in its cache from the last time. */
+  Share share[MOST_WORKERS];
+} Crew;
+
+/* Deals out the first phase from this one on that has units. */
+static void begin_phase(Crew *c, long phase) {
+  long size = 0;
+  while (phase < c->phases.count && !(size = c->phases.size(phase, c->phases.argument))) phase++;
+  atomic_store_explicit(&c->undone, size, memory_order_relaxed);
+  for (long w = 0; size && w < c->workers; w++) {
+    uint64_t first = size * w / c->workers, end = size * (w + 1) / c->workers;
+    uint64_t word = (uint64_t)phase << 2 * UNIT_BITS | end << UNIT_BITS | first;
+    atomic_store_explicit(&c->share[w].left, word, memory_order_release);
+  }
+  atomic_store_explicit(&c->phase, phase, memory_order_release);
+}
+
+/* One unit of a share, if one is left. */
+static int work_unit(Crew *c, Share *share, long phase) {
+  uint64_t word = atomic_load_explicit(&share->left, memory_order_acquire);
+  /* Every other phase from the end: what was read last is still in the cache, and what was read first
+     no more. */
+  const int from_end = phase & 1;
+  const uint64_t taken = from_end ? -((uint64_t)1 << UNIT_BITS) : 1;
+  do
+    if (PHASE(word) != phase || UNIT(word) == END(word)) return 0;
+  while (!atomic_compare_exchange_weak_explicit(&share->left, &word, word + taken, memory_order_acq_rel,
+                                                memory_order_acquire));
+  c->phases.unit(phase, from_end ? END(word) - 1 : UNIT(word), c->phases.argument);
+  if (atomic_fetch_sub_explicit(&c->undone, 1, memory_order_acq_rel) == 1) begin_phase(c, phase + 1);
+  return 1;
+}
+
+/* Until all phases are done; `me` is the share to begin with. */
+static void work(Crew *c, long me) {
+  for (long phase; (phase = atomic_load_explicit(&c->phase, memory_order_acquire)) < c->phases.count;) {
+    for (long turn = 0; turn < c->workers; turn++)
+      while (work_unit(c, &c->share[(me + turn) % c->workers], phase)) {
+      }
+    for (long waited = 0; atomic_load_explicit(&c->phase, memory_order_acquire) == phase; waited++)
+      if (waited < 20000)
 #ifdef __x86_64__
-      __builtin_ia32_pause();
+        __builtin_ia32_pause();
 #else
-      ;
+        ;
 #endif
-    else
-      sched_yield();
+      else
+        sched_yield();
   }
 }
 
-static long share_start(const Phases *p, long worker) { return p->seconds * worker / p->workers; }
-
-static void work(Phases *p) {
-  long me = atomic_fetch_add(&p->arrived, 1);
-  int waited = 0;
-  if (me >= p->workers) return;
-  for (long n; (n = atomic_fetch_add(&p->next_first, 1)) < p->firsts;) {
-    p->first(n, p->argument);
-    atomic_fetch_add_explicit(&p->done_first, 1, memory_order_release);
-  }
-  for (long turn = 0; turn < p->workers; turn++) {
-    long whose = (me + turn) % p->workers, end = share_start(p, whose + 1);
-    if (atomic_load_explicit(&p->share[whose].next, memory_order_relaxed) >= end) continue;
-    for (long n; (n = atomic_fetch_add(&p->share[whose].next, 1)) < end;) {
-      if (!waited) wait_for(&p->done_first, p->firsts);
-      waited = 1;
-      p->second(n, p->argument);
-      atomic_fetch_add_explicit(&p->done_second, 1, memory_order_release);
-    }
-  }
+static void let_go(Crew *c) {
+  if (atomic_fetch_sub(&c->references, 1) == 1) free(c);
 }
 
-static void let_go(Phases *p) {
-  if (atomic_fetch_sub(&p->references, 1) == 1) free(p);
-}
-
-static void help(void *phases) {
-  work(phases);
-  let_go(phases);
+static void help(void *crew) {
+  Crew *c = crew;
+  work(c, atomic_fetch_add(&c->arrived, 1) % c->workers);
+  let_go(c);
 }
 
 static long thread_count(const XLA_FFI_CallFrame *frame) {
@@ -86,31 +114,25 @@ static long thread_count(const XLA_FFI_CallFrame *frame) {
   return count < 1 ? 1 : count > MOST_WORKERS ? MOST_WORKERS : count;
 }
 
-/* Runs first(0 .. firsts - 1), and then, when all of them are done, second(0 .. seconds - 1). */
-static void run_phases(const XLA_FFI_CallFrame *frame, long workers, long firsts,
-                       void (*first)(long, void *), long seconds, void (*second)(long, void *),
-                       void *argument) {
-  Phases *p = aligned_alloc(64, (sizeof(Phases) + 63) / 64 * 64);
-  p->first = first, p->second = second, p->argument = argument;
-  p->firsts = firsts, p->seconds = seconds, p->workers = workers;
-  atomic_init(&p->next_first, 0), atomic_init(&p->done_first, 0), atomic_init(&p->done_second, 0);
-  atomic_init(&p->arrived, 0), atomic_init(&p->references, 1);
-  for (long w = 0; w < workers; w++) atomic_init(&p->share[w].next, share_start(p, w));
+/* All phases, one after the other. */
+static void run_phases(const XLA_FFI_CallFrame *frame, long workers, Phases phases) {
+  Crew *c = aligned_alloc(64, (sizeof(Crew) + 63) / 64 * 64);
+  c->phases = phases, c->workers = workers;
+  atomic_init(&c->arrived, 1), atomic_init(&c->references, 1);
+  begin_phase(c, 0);
   for (long w = 1; w < workers; w++) {
     XLA_FFI_ThreadPool_Schedule_Args args = {XLA_FFI_ThreadPool_Schedule_Args_STRUCT_SIZE, NULL,
-                                             frame->ctx, help, p};
-    atomic_fetch_add(&p->references, 1);
+                                             frame->ctx, help, c};
+    atomic_fetch_add(&c->references, 1);
     XLA_FFI_Error *error = frame->api->XLA_FFI_ThreadPool_Schedule(&args);
     if (error) {
       XLA_FFI_Error_Destroy_Args destroy = {XLA_FFI_Error_Destroy_Args_STRUCT_SIZE, NULL, error};
       frame->api->XLA_FFI_Error_Destroy(&destroy);
-      atomic_fetch_sub(&p->references, 1);
+      atomic_fetch_sub(&c->references, 1);
     }
   }
-  work(p);
-  wait_for(&p->done_first, firsts);
-  wait_for(&p->done_second, seconds);
-  let_go(p);
+  work(c, 0);
+  let_go(c);
 }
 
 #endif

@@ -1,0 +1,409 @@
+/* The LSTM over time, forward and back, several chains of it side by side.
+
+   A chain is one cell in one direction, with its own kernel U [H, 4 H]. A step of all chains is one
+   phase. Its units are blocks of hidden units: a unit multiplies for the four gates of its own hidden
+   units, opens them while the sums are in the cache, and lays out its part of the next step's operand,
+   so that threads meet once a step. */
+
+#ifndef S2S_LSTM_H
+#define S2S_LSTM_H
+
+#include "activations.h"
+#include "product.h"
+
+#define GATES 4 /* input, forget, output, candidate */
+
+/* Rows of a unit of work: the sums of its gates stay in the second cache. */
+#define ROWS_OF_UNIT 256
+
+typedef struct {
+  const void *kernel;           /* [H, 4 H] */
+  const void *gates;            /* [T, B, 4 H]: the inputs' share; on the way back, what was opened */
+  const void *first_h, *first_c; /* [B, H]; on the way back, gradients by the last ones */
+  const void *started_c;        /* on the way back, c before the first position */
+  void *outputs;                /* [T, B, outputs_stride]; on the way back, their gradient */
+  long outputs_at, outputs_stride;
+  void *cells;                  /* [T, B, H]: c after each position */
+  void *opened;                 /* [T, B, 4 H]: gates as they were opened, NULL where nothing is kept; on the
+                                   way back, the gradient by the gates */
+  void *last_h, *last_c;        /* [B, H]; on the way back, gradients by the first ones */
+  const int32_t *lengths;       /* [B] */
+  int reverse;
+  /* working memory */
+  Packing weights[GATES], *left;
+  float *h, *c; /* [B, H]: the state; on the way back, the gradient by h of rows not walked, and by c */
+} Chain;
+
+typedef struct {
+  Chain *chains;
+  long count, steps, turns, rows, hidden;
+  int parts, is_bfloat16, back;
+  long width, columns, groups; /* hidden units of a unit of work; units across, and down */
+} Lstm;
+
+static long operands(const Lstm *l) { return l->back ? GATES : 1; }
+
+/* A packed operand of a step: h, or on the way back the gradient by each gate. Written for the next
+   step while this one is read. */
+static Packing *left_of(const Lstm *l, const Chain *c, long turn) { return c->left + turn % 2 * operands(l); }
+
+static long position_of(const Lstm *l, const Chain *c, long turn) {
+  return (c->reverse != l->back) ? l->turns - 1 - turn : turn;
+}
+
+static long lstm_size(long phase, const void *lstm) {
+  const Lstm *l = lstm;
+  if (phase) return l->count * l->columns * l->groups;
+  const Chain *c = l->chains;
+  return l->count * (GATES * packing_units(&c->weights[0]) + 1 + l->steps - l->turns);
+}
+
+/* Rows [row, end) of hidden units [column, column + width), laid out for the next step. */
+static void pack_part(const Packing *p, long row, long end, long column, long width) {
+  const long stop = least(column + width, p->operand.count_k);
+  for (long panel = row / p->size; panel < blocks(end, p->size); panel++)
+    for (long k = column, next; k < stop; k = next) {
+      next = least(stop, (k / DEPTH + 1) * DEPTH);
+      pack_part_of_panel(p, panel_of(p, k / DEPTH, panel), panel, k, next - k);
+    }
+}
+
+/* Before the first step. */
+static void lstm_prepare(const Lstm *l, long number) {
+  const long each = GATES * packing_units(&l->chains->weights[0]), tail = l->steps - l->turns;
+  Chain *c = &l->chains[number / (each + 1 + tail)];
+  number %= each + 1 + tail;
+  const long size = l->is_bfloat16 ? 2 : 4, state = l->rows * l->hidden;
+  if (number < each) {
+    pack_unit(&c->weights[number % GATES], number / GATES);
+  } else if (number == each) {
+    for (long i = 0; i < state; i += 16) {
+      long count = least(16, state - i);
+      store(c->h, i, count, 0, load(c->first_h, i, count, l->is_bfloat16));
+      store(c->c, i, count, 0, load(c->first_c, i, count, l->is_bfloat16));
+    }
+    if (!l->back)
+      for (long unit = 0; unit < packing_units(c->left); unit++) pack_unit(c->left, unit);
+  } else {
+    long t = l->turns + number - each - 1;
+    if (l->back)
+      memset((char *)c->opened + t * GATES * state * size, 0, GATES * state * size);
+    else
+      for (long row = 0; row < l->rows; row++)
+        memset((char *)c->outputs + ((t * l->rows + row) * c->outputs_stride + c->outputs_at) * size, 0,
+               l->hidden * size);
+  }
+}
+
+/* Sums of `blocks of gates` in a unit: [gates, panels of rows]. */
+static float *unit_sums(const Lstm *l, long panels) {
+  static _Thread_local float *kept;
+  static _Thread_local size_t kept_size;
+  size_t size = 4 * (GATES * panels * left_size(l->parts) * right_size(l->parts) + 16);
+  if (kept_size < size) {
+    free(kept);
+    kept_size = (size + 63) / 64 * 64;
+    kept = aligned_alloc(64, kept_size);
+  }
+  return kept;
+}
+
+/* Pieces of rows that a unit reads at one position, on their way into the second cache: they lie too far
+   apart for a processor to see them coming. */
+typedef struct {
+  const char *first[GATES + 2]; /* of the unit's first row */
+  long stride[GATES + 2];       /* bytes from row to row */
+  int kinds;
+  long bytes, rows, fetched; /* of a piece; in all; so far */
+} Pieces;
+
+static void fetch_rows(Pieces *p, long rows) {
+  for (long end = least(p->rows, p->fetched + rows); p->fetched < end; p->fetched++)
+    for (int kind = 0; kind < p->kinds; kind++)
+      for (long byte = 0; byte < p->bytes; byte += 64)
+        __builtin_prefetch(p->first[kind] + p->fetched * p->stride[kind] + byte, 0, 2);
+}
+
+static Pieces pieces_of(const Lstm *l, const Chain *c, long t, long row, long end, long column, long width) {
+  const long element = l->is_bfloat16 ? 2 : 4, hidden = l->hidden, at = t * l->rows + row;
+  Pieces p = {.kinds = GATES, .bytes = width * element, .rows = end - row};
+  for (int g = 0; g < GATES; g++) {
+    p.first[g] = (const char *)c->gates + ((at * GATES + g) * hidden + column) * element;
+    p.stride[g] = GATES * hidden * element;
+  }
+  if (l->back) {
+    const char *cells = c->cells, *outputs = c->outputs;
+    p.first[GATES] = cells + (at * hidden + column) * element;
+    p.stride[GATES] = hidden * element;
+    p.first[GATES + 1] = outputs + (at * c->outputs_stride + c->outputs_at + column) * element;
+    p.stride[GATES + 1] = c->outputs_stride * element;
+    p.kinds += 2;
+  }
+  return p;
+}
+
+/* Positions of the sum that all gates multiply before the next ones: so few that the first cache holds the
+   left operand meanwhile. */
+#define SHALLOW 64
+
+/* left [rows, H] x the gates of the kernel, for one unit: a sum for each gate; on the way back one of all,
+   as each gate has its own left operand. */
+static void lstm_multiply(const Lstm *l, const Packing *left, const Packing *weights, long panel, long panels,
+                          long column, float *sums, long gate, Pieces *pieces) {
+  const int parts = l->parts;
+  const long block = left->size * weights->size;
+  const long left_bytes = panel_bytes(left->size, parts), right_bytes = panel_bytes(weights->size, parts);
+  const long right_piece = right_bytes / DEPTH * SHALLOW;
+  const long rows = blocks(pieces->rows, GATES * blocks(l->hidden, SHALLOW) * panels);
+  Ahead ahead = {.right_lines = blocks(right_piece, panels * fetches(SHALLOW, parts) * 64)};
+  for (long k = 0; k < l->hidden; k += SHALLOW) {
+    const long count_k = least(SHALLOW, l->hidden - k), next_k = (k + SHALLOW) % (left->depths * DEPTH);
+    for (long g = 0; g < GATES; g++) {
+      const char *a = panel_of(l->back ? left + g : left, k / DEPTH, panel) + left_bytes / DEPTH * (k % DEPTH);
+      const char *b = panel_of(weights + g, k / DEPTH, column) + right_bytes / DEPTH * (k % DEPTH);
+      const long ahead_g = (g + 1) % GATES, ahead_k = ahead_g ? k : next_k;
+      ahead.right = panel_of(weights + ahead_g, ahead_k / DEPTH, column) + right_bytes / DEPTH * (ahead_k % DEPTH);
+      for (long i = 0; i < panels; i++, ahead.right += blocks(right_piece, panels)) {
+        fetch_rows(pieces, rows);
+        add_block(a + i * left_bytes, b, count_k, parts, sums + g * gate + i * block, !k && (!l->back || !g), ahead);
+      }
+    }
+  }
+}
+
+/* One row of a unit: its state moves on. */
+INLINE void lstm_row(const Lstm *l, Chain *c, long t, long row, long column, long width, const float *sums,
+                     long gate, const int is_bfloat16) {
+  const long hidden = l->hidden, at = t * l->rows + row;
+  const int real = t < c->lengths[row];
+  for (long v = 0; v < width; v += 16) {
+    const long count = least(16, width - v), unit = column + v, state = row * hidden + unit;
+    const long output = at * c->outputs_stride + c->outputs_at + unit;
+    if (!real) {
+      store(c->outputs, output, count, is_bfloat16, every(0));
+      continue;
+    }
+    const float *sum = sums_at(sums, row % left_size(l->parts), v, l->parts);
+    Floats x[GATES];
+    for (int g = 0; g < GATES; g++)
+      x[g] = load(sum + g * gate, 0, 16, 0) + load(c->gates, at * GATES * hidden + g * hidden + unit, count, is_bfloat16);
+    for (int g = 0; g < 3; g++) x[g] = logistic(x[g]);
+    x[3] = hyperbolic_tangent(x[3]);
+    Floats new = x[1] * load(c->c, state, count, 0) + x[0] * x[3];
+    Floats h = x[2] * hyperbolic_tangent(new);
+    if (c->opened) {
+      for (int g = 0; g < GATES; g++)
+        store(c->opened, at * GATES * hidden + g * hidden + unit, count, is_bfloat16, x[g]);
+      store(c->cells, at * hidden + unit, count, is_bfloat16, new);
+    }
+    store(c->outputs, output, count, is_bfloat16, h);
+    store(c->c, state, count, 0, new);
+    store(c->h, state, count, 0, h);
+  }
+}
+
+/* The same on the way back. sums: the gradient by h that came through the step after; NULL: none did. */
+INLINE void lstm_row_back(const Lstm *l, Chain *c, long t, long row, long column, long width,
+                          const float *sums, const int is_bfloat16) {
+  const long hidden = l->hidden, at = t * l->rows + row;
+  const int real = t < c->lengths[row];
+  /* Before this position: nothing else was walked before a row's first. */
+  const long before = c->reverse ? t + 1 : t - 1;
+  const int started = c->reverse ? t + 1 < c->lengths[row] : t > 0;
+  for (long v = 0; v < width; v += 16) {
+    const long count = least(16, width - v), unit = column + v, state = row * hidden + unit;
+    const long gates = at * GATES * hidden + unit;
+    Floats d_h = load(c->h, state, count, 0);
+    if (sums) d_h += load(sums_at(sums, row % left_size(l->parts), v, l->parts), 0, 16, 0);
+    if (!real) {
+      store(c->h, state, count, 0, d_h);
+      for (int g = 0; g < GATES; g++) store(c->opened, gates + g * hidden, count, is_bfloat16, every(0));
+      continue;
+    }
+    d_h += load(c->outputs, at * c->outputs_stride + c->outputs_at + unit, count, is_bfloat16);
+    Floats x[GATES];
+    for (int g = 0; g < GATES; g++) x[g] = load(c->gates, gates + g * hidden, count, is_bfloat16);
+    Floats old = started ? load(c->cells, (before * l->rows + row) * hidden + unit, count, is_bfloat16)
+                         : load(c->started_c, state, count, is_bfloat16);
+    Floats tanh_new = hyperbolic_tangent(load(c->cells, at * hidden + unit, count, is_bfloat16));
+    Floats d_c = load(c->c, state, count, 0) + d_h * x[2] * (1 - tanh_new * tanh_new);
+    store(c->opened, gates, count, is_bfloat16, d_c * x[3] * x[0] * (1 - x[0]));
+    store(c->opened, gates + hidden, count, is_bfloat16, d_c * old * x[1] * (1 - x[1]));
+    store(c->opened, gates + 2 * hidden, count, is_bfloat16, d_h * tanh_new * x[2] * (1 - x[2]));
+    store(c->opened, gates + 3 * hidden, count, is_bfloat16, d_c * x[0] * (1 - x[3] * x[3]));
+    store(c->c, state, count, 0, d_c * x[1]);
+    store(c->h, state, count, 0, every(0));
+  }
+}
+
+static void lstm_unit(long phase, long number, void *lstm) {
+  const Lstm *l = lstm;
+  if (!phase) {
+    lstm_prepare(l, number);
+    return;
+  }
+  Chain *c = &l->chains[number / (l->columns * l->groups)];
+  const long turn = phase - 1, block = number / l->groups % l->columns, column = block * l->width;
+  const long row = number % l->groups * ROWS_OF_UNIT, end = least(row + ROWS_OF_UNIT, l->rows);
+  const long width = least(l->width, l->hidden - column);
+  Packing *left = left_of(l, c, turn);
+  const long panel = row / left->size, panels = blocks(end - row, left->size);
+  const long size = left->size * right_size(l->parts), gate = l->back ? 0 : panels * size;
+  float *sums = unit_sums(l, panels);
+  /* Forward the last phase has no step; back, the first has nothing to multiply. */
+  const int step = turn < l->turns, multiply = l->back ? turn > 0 : step;
+  const long t = position_of(l, c, turn);
+  Pieces pieces = {0};
+  if (step) pieces = pieces_of(l, c, t, row, end, column, width);
+  if (multiply) {
+    enter(l->parts);
+    lstm_multiply(l, left, c->weights, panel, panels, block, sums, gate, &pieces);
+    leave(l->parts);
+  }
+  if (step) {
+    for (long r = row; r < end; r++) {
+      const float *from = sums + (r - row) / left->size * size;
+      if (l->back && l->is_bfloat16)
+        lstm_row_back(l, c, t, r, column, width, multiply ? from : NULL, 1);
+      else if (l->back)
+        lstm_row_back(l, c, t, r, column, width, multiply ? from : NULL, 0);
+      else if (l->is_bfloat16)
+        lstm_row(l, c, t, r, column, width, from, gate, 1);
+      else
+        lstm_row(l, c, t, r, column, width, from, gate, 0);
+    }
+    for (long g = 0; g < operands(l); g++) {
+      Packing next = left_of(l, c, turn + 1)[g];
+      if (l->back)
+        next.operand.data = (const char *)c->opened +
+                            (t * l->rows * GATES + g) * l->hidden * (l->is_bfloat16 ? 2 : 4);
+      pack_part(&next, row, end, column, l->width);
+    }
+    return;
+  }
+  for (long r = row; r < end; r++)
+    for (long v = 0; v < width; v += 16) {
+      const long count = least(16, width - v), at = r * l->hidden + column + v;
+      Floats h = load(c->h, at, count, 0);
+      if (multiply)
+        h += load(sums_at(sums + (r - row) / left->size * size, r % left->size, v, l->parts), 0, 16, 0);
+      store(c->last_h, at, count, l->is_bfloat16, h);
+      store(c->last_c, at, count, l->is_bfloat16, load(c->c, at, count, 0));
+    }
+}
+
+/* The operands' layout and all working memory of a chain; returns bytes used from `memory` on, which may
+   be NULL to count them. */
+static size_t lstm_lay_out(const Lstm *l, Chain *c, char *memory) {
+  const long hidden = l->hidden, element = l->is_bfloat16 ? 2 : 4;
+  size_t used = 0;
+  for (long g = 0; g < GATES; g++) {
+    Operand weights = {.data = (const char *)c->kernel + g * hidden * element,
+                       .stride_i = l->back ? GATES * hidden : 1,
+                       .stride_k = l->back ? 1 : GATES * hidden,
+                       .count_i = hidden,
+                       .count_k = hidden,
+                       .is_bfloat16 = l->is_bfloat16};
+    c->weights[g] = packing_of(weights, l->parts, 1);
+    c->weights[g].packed = memory + used;
+    used += packed_bytes(&c->weights[g]);
+  }
+  Packing left = packing_of((Operand){.stride_i = l->back ? GATES * hidden : hidden,
+                                      .stride_k = 1,
+                                      .count_i = l->rows,
+                                      .count_k = hidden,
+                                      .is_bfloat16 = l->back && l->is_bfloat16},
+                            l->parts, 0);
+  const size_t lefts = packed_bytes(&left), state = (l->rows * hidden * 4 + 63) / 64 * 64;
+  c->h = (float *)(memory + used), c->c = (float *)(memory + used + state);
+  used += 2 * state;
+  left.operand.data = c->h;
+  for (long n = 0; n < 2 * operands(l); n++, used += lefts)
+    if (memory) c->left[n] = left, c->left[n].packed = memory + used;
+  return used;
+}
+
+static void lstm(XLA_FFI_CallFrame *frame, Lstm *l) {
+  l->width = right_size(l->parts);
+  l->columns = blocks(l->hidden, l->width), l->groups = blocks(l->rows, ROWS_OF_UNIT);
+  l->turns = 0;
+  for (long n = 0; n < l->count; n++)
+    for (long row = 0; row < l->rows; row++)
+      if (l->turns < l->chains[n].lengths[row]) l->turns = least(l->chains[n].lengths[row], l->steps);
+  int which;
+  size_t bytes = lstm_lay_out(l, l->chains, NULL);
+  char *memory = borrow(bytes * l->count, &which);
+  Packing *lefts = malloc(2 * operands(l) * l->count * sizeof(Packing));
+  for (long n = 0; n < l->count; n++) {
+    l->chains[n].left = lefts + 2 * operands(l) * n;
+    lstm_lay_out(l, &l->chains[n], memory + n * bytes);
+  }
+  double operations = 2.0 * GATES * l->rows * l->hidden * l->hidden * l->turns * l->count;
+  run_phases(frame, threads_for(frame, operations, l->parts), (Phases){l->turns + 2, lstm_size, lstm_unit, l});
+  free(lefts);
+  give_back(memory, which);
+}
+
+/* Of an array [replicas, ...], which may have any number of axes of replicas, one replica's part. */
+static void *part_of(const XLA_FFI_Buffer *x, long replica, long replicas) {
+  long bytes = x->dtype == XLA_FFI_DataType_BF16 ? 2 : 4;
+  for (long n = 0; n < x->rank; n++) bytes *= x->dims[n];
+  return (char *)x->data + bytes / replicas * replica;
+}
+
+/* Chains of no arrays yet, for gates [..., T, B, 4 H] that were given. */
+static Lstm lstm_of(XLA_FFI_CallFrame *frame, const XLA_FFI_Buffer *gates, long ways, int back) {
+  const int64_t *dims = gates->dims + gates->rank - 3;
+  Lstm l = {.steps = dims[0], .rows = dims[1], .hidden = dims[2] / GATES, .back = back,
+            .parts = attribute(frame, "parts"), .is_bfloat16 = gates->dtype == XLA_FFI_DataType_BF16};
+  l.count = ways;
+  for (const int64_t *n = gates->dims; n < dims; n++) l.count *= *n;
+  l.chains = calloc(l.count, sizeof(Chain));
+  for (long n = 0; n < l.count; n++) {
+    Chain *c = &l.chains[n];
+    c->lengths = part_of(argument(frame, 0), n / ways, l.count / ways);
+    c->outputs_at = n % ways * l.hidden, c->outputs_stride = ways * l.hidden;
+    c->reverse = attribute(frame, "reverse") >> n % ways & 1;
+  }
+  return l;
+}
+
+/* lengths [B], and for each direction: kernel [H, 4 H], gates [T, B, 4 H], h and c [B, H]
+   -> outputs [T, B, ways * H], and for each direction: the last h and c; and if the way back is to be
+   walked, opened gates and cells. `reverse`: a bit for each direction. */
+static void lstm_forward(XLA_FFI_CallFrame *frame) {
+  const long ways = (frame->args.size - 1) / 4, made = (frame->rets.size - 1) / ways;
+  Lstm l = lstm_of(frame, argument(frame, 2), ways, 0);
+  const long replicas = l.count / ways;
+  for (long n = 0; n < l.count; n++) {
+    Chain *c = &l.chains[n];
+    const void **from[] = {&c->kernel, &c->gates, &c->first_h, &c->first_c};
+    for (int i = 0; i < 4; i++) *from[i] = part_of(argument(frame, 1 + 4 * (n % ways) + i), n / ways, replicas);
+    void **to[] = {&c->last_h, &c->last_c, &c->opened, &c->cells};
+    for (int i = 0; i < made; i++) *to[i] = part_of(result(frame, 1 + made * (n % ways) + i), n / ways, replicas);
+    c->outputs = part_of(result(frame, 0), n / ways, replicas);
+  }
+  lstm(frame, &l);
+  free(l.chains);
+}
+
+/* lengths, the gradient by outputs, and for each direction: kernel, opened gates, cells, c before the first
+   position, gradients by the last h and c -> for each direction: gradients by gates, by the first h and c. */
+static void lstm_backward(XLA_FFI_CallFrame *frame) {
+  const long ways = frame->rets.size / 3;
+  Lstm l = lstm_of(frame, argument(frame, 3), ways, 1);
+  const long replicas = l.count / ways;
+  for (long n = 0; n < l.count; n++) {
+    Chain *c = &l.chains[n];
+    const void *cells, **from[] = {&c->kernel, &c->gates, &cells, &c->started_c, &c->first_h, &c->first_c};
+    for (int i = 0; i < 6; i++) *from[i] = part_of(argument(frame, 2 + 6 * (n % ways) + i), n / ways, replicas);
+    void **to[] = {&c->opened, &c->last_h, &c->last_c};
+    for (int i = 0; i < 3; i++) *to[i] = part_of(result(frame, 3 * (n % ways) + i), n / ways, replicas);
+    c->cells = (void *)cells;
+    c->outputs = part_of(argument(frame, 1), n / ways, replicas);
+  }
+  lstm(frame, &l);
+  free(l.chains);
+}
+
+#endif
