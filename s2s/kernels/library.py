@@ -26,7 +26,15 @@ from pathlib import Path
 import jax
 
 _SOURCE = Path(__file__).parent / "source"
-_FUNCTIONS = ("s2s_product", "s2s_pack", "s2s_stationary", "s2s_lstm", "s2s_lstm_back")
+_FUNCTIONS = (
+    "s2s_product",
+    "s2s_pack",
+    "s2s_stationary",
+    "s2s_lstm",
+    "s2s_lstm_back",
+    "s2s_decoder",
+    "s2s_decoder_back",
+)
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 
 # "auto", "fma" (no matrix unit) or "xla" (no library), for comparisons and in need.

@@ -14,11 +14,12 @@ from flax import nnx
 from jax.nn import initializers
 
 from s2s.config import ModelConfig
+from s2s.kernels import decoder
 from s2s.nn import cudnn
-from s2s.nn.attention import make_attention
+from s2s.nn.attention import Attention, Concat, Dot, General, Global, make_attention
 from s2s.nn.bridge import BRIDGES
-from s2s.nn.cells import State, init_gates
-from s2s.nn.dropout import OFF, Dropout
+from s2s.nn.cells import LSTM, State, init_gates
+from s2s.nn.dropout import OFF, Dropout, drop
 from s2s.nn.encoder import Memory
 from s2s.nn.product import product
 from s2s.nn.recurrent import Stack
@@ -113,16 +114,67 @@ class Decoder(nnx.Module):
             query_TBH, _ = self.stack.run(gates_TBG, self.bridge(memory.states), dropout, turns)
             return self._attend(memory, jnp.swapaxes(query_TBH, 0, 1))
 
+        turns = jnp.asarray(y_BTE.shape[1]) if turns is None else turns
+        if self._is_known_to_library(gates_TBG):
+            outputs = self._decode(memory, gates_TBG, dropout, turns)
+            attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
+            return attentional_BTH, align_BTS
+
         def body(state: DecoderState, inputs: tuple[jax.Array, jax.Array]) -> tuple[DecoderState, Any]:
             gates_BG, t = inputs
             state, *outputs = self._step(memory, state, gates_BG[:, None, :], dropout.at(t))
             return state, [output_BK[:, 0] for output_BK in outputs]
 
         steps = gates_TBG, jnp.arange(y_BTE.shape[1])
-        turns = jnp.asarray(y_BTE.shape[1]) if turns is None else turns
         _, outputs = scan(body, self.start(memory, 1), steps, turns)
         attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
         return attentional_BTH, align_BTS
+
+    def _is_known_to_library(self, gates_TBG: jax.Array) -> bool:
+        """Whether `s2s.kernels.decoder` has this decoder's equations and numbers."""
+        cells, attention = self.stack.cells, self.attention
+        return (
+            all(type(cell) is LSTM for cell in cells)
+            and isinstance(attention, Attention)
+            and type(attention.score) in (Dot, General, Concat)
+            and type(attention.window) is Global
+            and decoder.available(gates_TBG[0], len(cells))
+        )
+
+    def _decode(
+        self, memory: Memory, gates_TBG: jax.Array, dropout: Dropout, turns: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """What the loop over `_step` gives, time first."""
+        assert isinstance(self.attention, Attention)
+        score, cells, dtype = self.attention.score, self.stack.cells, self.dtype
+        inputs = [self.feed_kernel, *(cell.input_kernel for cell in cells[1:])]
+        layers = [
+            decoder.Layer(
+                cell.recurrent_kernel[...].astype(dtype),
+                inputs[layer][...].astype(dtype),
+                cell.bias[...].astype(dtype) if layer else None,
+                self._factors(layer, gates_TBG, dropout) if layer else None,
+                *state,
+            )
+            for layer, (cell, state) in enumerate(zip(cells, self.bridge(memory.states), strict=True))
+        ]
+        asked = (
+            (score.query_kernel[...].astype(dtype), score.vector[...].astype(dtype))
+            if isinstance(score, Concat)
+            else ()
+        )
+        kernel = self.attentional_kernel[...].astype(dtype)
+        source = decoder.Source(memory.memory_BSM, memory.keys, kernel, asked)
+        length_B = jnp.sum(memory.mask_BS, axis=1, dtype=jnp.int32)
+        return decoder.decode(turns.astype(jnp.int32), length_B, gates_TBG, source, layers)
+
+    def _factors(self, layer: int, gates_TBG: jax.Array, dropout: Dropout) -> jax.Array | None:
+        """What `drop` multiplies with below a layer, at all positions [T, B, H]; None: nothing is dropped."""
+        ones_BKH = jnp.ones((gates_TBG.shape[1], 1, self.stack.cells[0].hidden), gates_TBG.dtype)
+        if drop(ones_BKH, dropout.layer, dropout) is ones_BKH:
+            return None
+        masks = jax.vmap(lambda t: drop(ones_BKH, dropout.layer, dropout.at(t).at(layer)))
+        return masks(jnp.arange(len(gates_TBG)))[:, :, 0]
 
     def _with_summary(self, memory: Memory, gates: jax.Array, *, same_axis: int) -> jax.Array:
         """The share of the first layer's gates that needs no state.

@@ -1,5 +1,6 @@
 /* XLA's custom calls on a CPU. Compiled on the machine that runs them. */
 
+#include "decoder.h"
 #include "lstm.h"
 #include "product.h"
 
@@ -61,6 +62,16 @@ XLA_FFI_Error *s2s_lstm(XLA_FFI_CallFrame *frame) {
 
 XLA_FFI_Error *s2s_lstm_back(XLA_FFI_CallFrame *frame) {
   if (!described(frame)) lstm_backward(frame);
+  return NULL;
+}
+
+XLA_FFI_Error *s2s_decoder(XLA_FFI_CallFrame *frame) {
+  if (!described(frame)) decoder_forward(frame);
+  return NULL;
+}
+
+XLA_FFI_Error *s2s_decoder_back(XLA_FFI_CallFrame *frame) {
+  if (!described(frame)) decoder_backward(frame);
   return NULL;
 }
 

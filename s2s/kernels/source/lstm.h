@@ -95,11 +95,11 @@ static void lstm_prepare(const Lstm *l, long number) {
   }
 }
 
-/* Sums of `blocks of gates` in a unit: [gates, panels of rows]. */
-static float *unit_sums(const Lstm *l, long panels) {
+/* Room for a sum for each gate, of so many panels of rows and one block of columns. */
+static float *unit_sums(int parts, long panels) {
   static _Thread_local float *kept;
   static _Thread_local size_t kept_size;
-  size_t size = 4 * (GATES * panels * left_size(l->parts) * right_size(l->parts) + 16);
+  size_t size = 4 * (GATES * panels * left_size(parts) * right_size(parts) + 16);
   if (kept_size < size) {
     free(kept);
     kept_size = (size + 63) / 64 * 64;
@@ -146,29 +146,66 @@ static Pieces pieces_of(const Lstm *l, const Chain *c, long t, long row, long en
    left operand meanwhile. */
 #define SHALLOW 64
 
-/* left [rows, H] x the gates of the kernel, for one unit: a sum for each gate; on the way back one of all,
-   as each gate has its own left operand. */
-static void lstm_multiply(const Lstm *l, const Packing *left, const Packing *weights, long panel, long panels,
-                          long column, float *sums, long gate, Pieces *pieces) {
-  const int parts = l->parts;
-  const long block = left->size * weights->size;
-  const long left_bytes = panel_bytes(left->size, parts), right_bytes = panel_bytes(weights->size, parts);
-  const long right_piece = right_bytes / DEPTH * SHALLOW;
-  const long rows = blocks(pieces->rows, GATES * blocks(l->hidden, SHALLOW) * panels);
-  Ahead ahead = {.right_lines = blocks(right_piece, panels * fetches(SHALLOW, parts) * 64)};
-  for (long k = 0; k < l->hidden; k += SHALLOW) {
-    const long count_k = least(SHALLOW, l->hidden - k), next_k = (k + SHALLOW) % (left->depths * DEPTH);
-    for (long g = 0; g < GATES; g++) {
-      const char *a = panel_of(l->back ? left + g : left, k / DEPTH, panel) + left_bytes / DEPTH * (k % DEPTH);
-      const char *b = panel_of(weights + g, k / DEPTH, column) + right_bytes / DEPTH * (k % DEPTH);
-      const long ahead_g = (g + 1) % GATES, ahead_k = ahead_g ? k : next_k;
-      ahead.right = panel_of(weights + ahead_g, ahead_k / DEPTH, column) + right_bytes / DEPTH * (ahead_k % DEPTH);
-      for (long i = 0; i < panels; i++, ahead.right += blocks(right_piece, panels)) {
+/* A product that is added to one of a unit's sums. */
+typedef struct {
+  const Packing *left, *right;
+  int sum;
+} Term;
+
+/* Products of panels of rows with one block of columns. sums: `apart` numbers from one to the next; the first
+   term of each begins it. */
+static void add_terms(const Term *terms, int count, long panel, long panels, long column, float *sums, long apart,
+                      Pieces *pieces) {
+  const int parts = terms->left->parts;
+  const long left_bytes = panel_bytes(terms->left->size, parts) / DEPTH;
+  const long right_bytes = panel_bytes(terms->right->size, parts) / DEPTH;
+  const long block = terms->left->size * terms->right->size;
+  long longest = 0;
+  for (int n = 0; n < count; n++) longest = longest < terms[n].left->operand.count_k ? terms[n].left->operand.count_k : longest;
+  const long rows = blocks(pieces->rows, count * blocks(longest, SHALLOW) * panels);
+  const long lines = blocks(right_bytes * SHALLOW, panels * fetches(SHALLOW, parts) * 64);
+  for (long k = 0; k < longest; k += SHALLOW) {
+    int begun = 0;
+    for (int n = 0; n < count; n++) {
+      const Term *term = &terms[n], *next = &terms[(n + 1) % count];
+      const int first = !k && !(begun >> term->sum & 1);
+      begun |= 1 << term->sum;
+      if (k >= term->left->operand.count_k) continue;
+      const long next_k = n + 1 < count ? k : k + SHALLOW;
+      const char *a = panel_of(term->left, k / DEPTH, panel) + left_bytes * (k % DEPTH);
+      const char *b = panel_of(term->right, k / DEPTH, column) + right_bytes * (k % DEPTH);
+      Ahead ahead = {.right = b, .right_lines = 0};
+      if (next_k < next->left->operand.count_k) {
+        ahead.right = panel_of(next->right, next_k / DEPTH, column) + right_bytes * (next_k % DEPTH);
+        ahead.right_lines = lines;
+      }
+      for (long i = 0; i < panels; i++, ahead.right += blocks(right_bytes * SHALLOW, panels)) {
         fetch_rows(pieces, rows);
-        add_block(a + i * left_bytes, b, count_k, parts, sums + g * gate + i * block, !k && (!l->back || !g), ahead);
+        add_block(a + i * left_bytes * DEPTH, b, least(SHALLOW, term->left->operand.count_k - k), parts,
+                  sums + term->sum * apart + i * block, first, ahead);
       }
     }
   }
+}
+
+/* Opens gates [i; f; o; g] in place; c moves on. Returns h. */
+INLINE Floats open_gates(Floats x[GATES], Floats *c) {
+  for (int g = 0; g < 3; g++) x[g] = logistic(x[g]);
+  x[3] = hyperbolic_tangent(x[3]);
+  *c = x[1] * *c + x[0] * x[3];
+  return x[2] * hyperbolic_tangent(*c);
+}
+
+/* From opened gates to the gradient by them before, in place. d_h: by h; *d_c: by c from the step after,
+   and then by c of the step before. */
+INLINE void close_gates(Floats x[GATES], Floats old_c, Floats new_c, Floats d_h, Floats *d_c) {
+  Floats tanh_c = hyperbolic_tangent(new_c), i = x[0], f = x[1], o = x[2], g = x[3];
+  Floats d = *d_c + d_h * o * (1 - tanh_c * tanh_c);
+  x[0] = d * g * i * (1 - i);
+  x[1] = d * old_c * f * (1 - f);
+  x[2] = d_h * tanh_c * o * (1 - o);
+  x[3] = d * i * (1 - g * g);
+  *d_c = d * f;
 }
 
 /* One row of a unit: its state moves on. */
@@ -187,10 +224,7 @@ INLINE void lstm_row(const Lstm *l, Chain *c, long t, long row, long column, lon
     Floats x[GATES];
     for (int g = 0; g < GATES; g++)
       x[g] = load(sum + g * gate, 0, 16, 0) + load(c->gates, at * GATES * hidden + g * hidden + unit, count, is_bfloat16);
-    for (int g = 0; g < 3; g++) x[g] = logistic(x[g]);
-    x[3] = hyperbolic_tangent(x[3]);
-    Floats new = x[1] * load(c->c, state, count, 0) + x[0] * x[3];
-    Floats h = x[2] * hyperbolic_tangent(new);
+    Floats new = load(c->c, state, count, 0), h = open_gates(x, &new);
     if (c->opened) {
       for (int g = 0; g < GATES; g++)
         store(c->opened, at * GATES * hidden + g * hidden + unit, count, is_bfloat16, x[g]);
@@ -225,13 +259,10 @@ INLINE void lstm_row_back(const Lstm *l, Chain *c, long t, long row, long column
     for (int g = 0; g < GATES; g++) x[g] = load(c->gates, gates + g * hidden, count, is_bfloat16);
     Floats old = started ? load(c->cells, (before * l->rows + row) * hidden + unit, count, is_bfloat16)
                          : load(c->started_c, state, count, is_bfloat16);
-    Floats tanh_new = hyperbolic_tangent(load(c->cells, at * hidden + unit, count, is_bfloat16));
-    Floats d_c = load(c->c, state, count, 0) + d_h * x[2] * (1 - tanh_new * tanh_new);
-    store(c->opened, gates, count, is_bfloat16, d_c * x[3] * x[0] * (1 - x[0]));
-    store(c->opened, gates + hidden, count, is_bfloat16, d_c * old * x[1] * (1 - x[1]));
-    store(c->opened, gates + 2 * hidden, count, is_bfloat16, d_h * tanh_new * x[2] * (1 - x[2]));
-    store(c->opened, gates + 3 * hidden, count, is_bfloat16, d_c * x[0] * (1 - x[3] * x[3]));
-    store(c->c, state, count, 0, d_c * x[1]);
+    Floats d_c = load(c->c, state, count, 0);
+    close_gates(x, old, load(c->cells, at * hidden + unit, count, is_bfloat16), d_h, &d_c);
+    for (int g = 0; g < GATES; g++) store(c->opened, gates + g * hidden, count, is_bfloat16, x[g]);
+    store(c->c, state, count, 0, d_c);
     store(c->h, state, count, 0, every(0));
   }
 }
@@ -249,7 +280,7 @@ static void lstm_unit(long phase, long number, void *lstm) {
   Packing *left = left_of(l, c, turn);
   const long panel = row / left->size, panels = blocks(end - row, left->size);
   const long size = left->size * right_size(l->parts), gate = l->back ? 0 : panels * size;
-  float *sums = unit_sums(l, panels);
+  float *sums = unit_sums(l->parts, panels);
   /* Forward the last phase has no step; back, the first has nothing to multiply. */
   const int step = turn < l->turns, multiply = l->back ? turn > 0 : step;
   const long t = position_of(l, c, turn);
@@ -257,7 +288,10 @@ static void lstm_unit(long phase, long number, void *lstm) {
   if (step) pieces = pieces_of(l, c, t, row, end, column, width);
   if (multiply) {
     enter(l->parts);
-    lstm_multiply(l, left, c->weights, panel, panels, block, sums, gate, &pieces);
+    Term terms[GATES];
+    for (int g = 0; g < GATES; g++)
+      terms[g] = (Term){l->back ? left + g : left, &c->weights[g], l->back ? 0 : g};
+    add_terms(terms, GATES, panel, panels, block, sums, gate, &pieces);
     leave(l->parts);
   }
   if (step) {
