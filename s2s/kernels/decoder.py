@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from s2s.kernels import lstm
+from s2s.kernels import library, lstm
 from s2s.kernels.contract import contract, parts_of
 
 _MOST_LAYERS = 16
@@ -86,7 +86,7 @@ def decode(
 def _call(
     turns: jax.Array, length_B: jax.Array, gates_TBG: jax.Array, source: Source, layers: Sequence[Layer]
 ) -> tuple[Any, Any]:
-    """Attentional vectors, weights, contexts and queries; and of each layer opened gates, cells and h."""
+    """Attentional vectors, weights, contexts and queries; and of each layer cells, h and opened gates."""
     steps, rows, width = gates_TBG.shape
     hidden, dtype, asks = width // 4, gates_TBG.dtype, bool(source.asked)
     memory = source.memory_BSM.shape[2]
@@ -96,14 +96,14 @@ def _call(
 
     out = [numbers(hidden), numbers(source.memory_BSM.shape[1], jnp.float32), numbers(memory)]
     out += [numbers(hidden)] if asks else []
-    each = [numbers(width), numbers(hidden), numbers(hidden)]
+    each = [numbers(hidden), numbers(hidden), numbers(width)]
     given = [turns, length_B, source.memory_BSM, source.keys_BSH, source.kernel, gates_TBG]
     given += source.asked
     for layer in layers:
         given += [layer.kernel, layer.input_kernel, layer.h_BH, layer.c_BH]
         given += [array for array in (layer.bias, layer.factor_TBH) if array is not None]
     # Opened gates take the place of what came in.
-    function = _function("s2s_decoder", [*out, *each * len(layers)], {5: len(out)})
+    function = _function("s2s_decoder", [*out, *each * len(layers)], {5: len(out) + 2})
     made = list(function(*given, **_attributes(source, layers, dtype)))
     common, rest = made[: len(out)], made[len(out) :]
     attentional, align, context, *query = common
@@ -111,7 +111,67 @@ def _call(
     return (attentional, align, context, query[0] if query else None), kept
 
 
-def _function(name: str, out: Sequence[Any], aliases: dict[int, int]) -> Any:
+def pack(source: Source, layers: Sequence[Layer]) -> jax.Array:
+    """All weights of a decoder, laid out for many steps (`step`)."""
+    loaded = library.load()
+    assert loaded is not None
+    dtype, asks = source.kernel.dtype, bool(source.asked)
+    hidden, memory = source.kernel.shape[1], source.kernel.shape[0] - source.kernel.shape[1]
+    size = loaded.decoder_bytes(hidden, memory, len(layers), asks, parts_of(dtype))
+    out = jax.ShapeDtypeStruct((size // 4,), jnp.uint32)
+    given = [source.kernel, *source.asked[:1]]
+    for layer in layers:
+        given += [layer.kernel, layer.input_kernel]
+    packed: jax.Array = _function("s2s_decoder_pack", out, {})(*given, **_attributes(source, layers, dtype))
+    return packed
+
+
+def step(
+    packed: jax.Array,
+    length_B: jax.Array,
+    gates_BKG: jax.Array,
+    source: Source,
+    layers: Sequence[Layer],
+    feed_BKH: jax.Array,
+) -> tuple[jax.Array, jax.Array, list[tuple[jax.Array, jax.Array]]]:
+    """One position of a search, which has no derivative.
+
+    Args:
+      packed: the weights, from `pack`; those in ``source`` and ``layers`` are not read.
+      length_B: int32, positions of each source, the first ones.
+      gates_BKG: what the first layer's gates get from tokens, with its bias; K rows read each source.
+      source: what is attended to.
+      layers: from the first to the top, with states [B, K, H].
+      feed_BKH: the attentional vector of the step before.
+
+    Returns:
+      attentional_BKH, align_BKS in float32, and every layer's next h and c.
+    """
+    sources, beams, width = gates_BKG.shape
+    rows, hidden, dtype = sources * beams, width // 4, gates_BKG.dtype
+
+    def numbers(width: int, dtype: Any = dtype) -> Any:
+        return jax.ShapeDtypeStruct((1, rows, width), dtype)
+
+    def flat(x: jax.Array) -> jax.Array:
+        return x.reshape(rows, x.shape[-1])
+
+    memory_BSM = source.memory_BSM
+    out = [numbers(hidden), numbers(memory_BSM.shape[1], jnp.float32), numbers(memory_BSM.shape[2])]
+    out += [numbers(hidden)] if source.asked else []
+    given = [jnp.asarray(1, jnp.int32), length_B, memory_BSM, source.keys_BSH, packed]
+    given += [flat(gates_BKG)[None], flat(feed_BKH), *source.asked[1:]]
+    for layer in layers:
+        given += [flat(layer.h_BH), flat(layer.c_BH)]
+        given += [] if layer.bias is None else [layer.bias]
+    function = _function("s2s_decoder_step", [*out, *[numbers(hidden)] * (2 * len(layers))], {})
+    made = function(*given, **_attributes(source, layers, dtype))
+    attentional, align, *rest = (x.reshape(sources, beams, x.shape[-1]) for x in made)
+    states = rest[-2 * len(layers) :]
+    return attentional, align, list(zip(states[1::2], states[::2], strict=True))
+
+
+def _function(name: str, out: Any, aliases: dict[int, int]) -> Any:
     return jax.ffi.ffi_call(name, out, vmap_method="broadcast_all", input_output_aliases=aliases)
 
 
@@ -145,7 +205,7 @@ def _backward(residuals: Any, gradients: Any) -> Any:
         sums = [(source.keys_BSH.shape, jnp.float32), ((rows, hidden), jnp.float32)]
         out += [_like(query), *(jax.ShapeDtypeStruct(*each) for each in sums)]
     common, aliases = len(out), {}
-    for layer, (opened, cells, _) in zip(layers, kept, strict=True):
+    for layer, (cells, _, opened) in zip(layers, kept, strict=True):
         # Gradients by gates take the place of the gates.
         aliases[len(given) + 2] = len(out)
         given += [layer.kernel, layer.input_kernel, opened, cells, layer.c_BH]
@@ -155,7 +215,7 @@ def _backward(residuals: Any, gradients: Any) -> Any:
     made = list(function(*given, **_attributes(source, layers, dtype)))
     d_outer, d_context, d_scores, *by_query = made[:common]
     d_layers = [made[at : at + 3] for at in range(common, len(made), 3)]
-    outputs = [h for _, _, h in kept]
+    outputs = [h for _, h, _ in kept]
 
     # What the first layer's input kernel reads, and what the others' read.
     read = [_before(jnp.zeros_like(layers[0].h_BH), attentional)]

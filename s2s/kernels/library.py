@@ -34,6 +34,8 @@ _FUNCTIONS = (
     "s2s_lstm_back",
     "s2s_decoder",
     "s2s_decoder_back",
+    "s2s_decoder_pack",
+    "s2s_decoder_step",
 )
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 
@@ -56,6 +58,15 @@ class Library:
         self._packed_bytes = library.s2s_packed_bytes
         self._packed_bytes.restype = ctypes.c_int64
         self._packed_bytes.argtypes = [ctypes.c_int64, ctypes.c_int64, ctypes.c_int]
+        self._decoder_bytes = library.s2s_decoder_packed_bytes
+        self._decoder_bytes.restype = ctypes.c_int64
+        self._decoder_bytes.argtypes = [
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int64,
+            ctypes.c_int,
+            ctypes.c_int,
+        ]
         self.has_matrix_unit = _choice() == "auto" and library.s2s_has_matrix_unit() == 1
         self.has_wide_vectors = library.s2s_lanes() >= 16
         for name in _FUNCTIONS:
@@ -64,6 +75,10 @@ class Library:
     def packed_bytes(self, depth: int, columns: int, parts: int) -> int:
         """The size of a packed right operand of ``depth`` positions of the sum."""
         return self._packed_bytes(depth, columns, parts)
+
+    def decoder_bytes(self, hidden: int, memory: int, layers: int, asks: bool, parts: int) -> int:
+        """The size of a decoder's packed weights (`s2s.kernels.decoder`)."""
+        return self._decoder_bytes(hidden, memory, layers, int(asks), parts)
 
 
 def load() -> Library | None:

@@ -88,6 +88,12 @@ class Decoder(nnx.Module):
         self, memory: Memory, state: DecoderState, gates_BKG: jax.Array
     ) -> tuple[DecoderState, jax.Array, jax.Array]:
         """One token for every beam, by its `read`: the next state, attentional_BKH and align_BKS."""
+        if self.feeds and self._is_known_to_library(gates_BKG.reshape(-1, gates_BKG.shape[-1])):
+            source, layers = self._for_library(memory, state.cells)
+            attentional_BKH, align_BKS, cells = decoder.step(
+                decoder.pack(source, layers), _lengths(memory), gates_BKG, source, layers, state.feed_BKH
+            )
+            return DecoderState(tuple(cells), attentional_BKH), attentional_BKH, align_BKS
         return self._step(memory, state, self._with_summary(memory, gates_BKG, same_axis=1), OFF)
 
     def run(
@@ -115,8 +121,14 @@ class Decoder(nnx.Module):
             return self._attend(memory, jnp.swapaxes(query_TBH, 0, 1))
 
         turns = jnp.asarray(y_BTE.shape[1]) if turns is None else turns
-        if self._is_known_to_library(gates_TBG):
-            outputs = self._decode(memory, gates_TBG, dropout, turns)
+        if self._is_known_to_library(gates_TBG[0]):
+            source, layers = self._for_library(memory, self.bridge(memory.states))
+            layers = [
+                layer._replace(factor_TBH=self._factors(number, gates_TBG, dropout) if number else None)
+                for number, layer in enumerate(layers)
+            ]
+            turns = turns.astype(jnp.int32)
+            outputs = decoder.decode(turns, _lengths(memory), gates_TBG, source, layers)
             attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
             return attentional_BTH, align_BTS
 
@@ -130,43 +142,36 @@ class Decoder(nnx.Module):
         attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
         return attentional_BTH, align_BTS
 
-    def _is_known_to_library(self, gates_TBG: jax.Array) -> bool:
-        """Whether `s2s.kernels.decoder` has this decoder's equations and numbers."""
+    def _is_known_to_library(self, gates_NG: jax.Array) -> bool:
+        """Whether `s2s.kernels.decoder` has this decoder's equations, and such numbers and rows."""
         cells, attention = self.stack.cells, self.attention
         return (
             all(type(cell) is LSTM for cell in cells)
             and isinstance(attention, Attention)
             and type(attention.score) in (Dot, General, Concat)
             and type(attention.window) is Global
-            and decoder.available(gates_TBG[0], len(cells))
+            and decoder.available(gates_NG, len(cells))
         )
 
-    def _decode(
-        self, memory: Memory, gates_TBG: jax.Array, dropout: Dropout, turns: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        """What the loop over `_step` gives, time first."""
+    def _for_library(
+        self, memory: Memory, states: tuple[State, ...]
+    ) -> tuple[decoder.Source, list[decoder.Layer]]:
+        """What is attended to, and the layers without dropout, in the dtype of computation."""
         assert isinstance(self.attention, Attention)
-        score, cells, dtype = self.attention.score, self.stack.cells, self.dtype
+        score, cells = self.attention.score, self.stack.cells
+
+        def low(parameter: nnx.Param) -> jax.Array:
+            return parameter[...].astype(self.dtype)
+
+        asked = (low(score.query_kernel), low(score.vector)) if isinstance(score, Concat) else ()
+        source = decoder.Source(memory.memory_BSM, memory.keys, low(self.attentional_kernel), asked)
         inputs = [self.feed_kernel, *(cell.input_kernel for cell in cells[1:])]
+        biases = [None, *(low(cell.bias) for cell in cells[1:])]
         layers = [
-            decoder.Layer(
-                cell.recurrent_kernel[...].astype(dtype),
-                inputs[layer][...].astype(dtype),
-                cell.bias[...].astype(dtype) if layer else None,
-                self._factors(layer, gates_TBG, dropout) if layer else None,
-                *state,
-            )
-            for layer, (cell, state) in enumerate(zip(cells, self.bridge(memory.states), strict=True))
+            decoder.Layer(low(cell.recurrent_kernel), low(kernel), bias, None, *state)
+            for cell, kernel, bias, state in zip(cells, inputs, biases, states, strict=True)
         ]
-        asked = (
-            (score.query_kernel[...].astype(dtype), score.vector[...].astype(dtype))
-            if isinstance(score, Concat)
-            else ()
-        )
-        kernel = self.attentional_kernel[...].astype(dtype)
-        source = decoder.Source(memory.memory_BSM, memory.keys, kernel, asked)
-        length_B = jnp.sum(memory.mask_BS, axis=1, dtype=jnp.int32)
-        return decoder.decode(turns.astype(jnp.int32), length_B, gates_TBG, source, layers)
+        return source, layers
 
     def _factors(self, layer: int, gates_TBG: jax.Array, dropout: Dropout) -> jax.Array | None:
         """What `drop` multiplies with below a layer, at all positions [T, B, H]; None: nothing is dropped."""
@@ -203,3 +208,8 @@ class Decoder(nnx.Module):
         context_BTM, align_BTS = self.attention(query_BTH, memory)
         read_BTE = jnp.concatenate([context_BTM, query_BTH], axis=-1)
         return jnp.tanh(product(read_BTE, self.attentional_kernel[...].astype(self.dtype))), align_BTS
+
+
+def _lengths(memory: Memory) -> jax.Array:
+    """Real positions of every source, which come first: int32 [B]."""
+    return jnp.sum(memory.mask_BS, axis=1, dtype=jnp.int32)

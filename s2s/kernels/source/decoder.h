@@ -22,7 +22,7 @@ typedef struct {
   const void *bias, *factor;    /* [4 H], and dropout [T, B, H] of what is read; of layers above the first */
   const void *gates;            /* [T, B, 4 H]: of the first, what was read of tokens; back: of all, what was opened */
   const void *first_h, *first_c; /* [B, H] */
-  void *opened;                 /* [T, B, 4 H]; back: the gradient by the gates */
+  void *opened;                 /* [T, B, 4 H], NULL where nothing is kept; back: the gradient by the gates */
   void *cells, *outputs;        /* [T, B, H] */
   void *last_h, *last_c;        /* back: gradients by the first state */
   /* working memory */
@@ -36,6 +36,8 @@ typedef struct {
   const int32_t *lengths;          /* [B], of sources */
   const void *memory, *keys;       /* [B, S, M], [B, S, A] */
   const void *kernel;              /* [M + H, H], of the attentional vector */
+  const void *first_feed;          /* [B, H], what the first step is fed; NULL: nothing */
+  void *packed;                    /* all weights, laid out before; NULL: they are not */
   const void *query_kernel, *vector; /* [H, A], [A]; NULL where the score is the keys' product with the query */
   Layer layers[MOST_LAYERS];
   void *attentional, *context, *query; /* [T, B, H], [T, B, M], [T, B, A] */
@@ -54,8 +56,9 @@ typedef struct {
 typedef struct {
   Decoder *decoders;
   long count, depth, steps, turns, rows, hidden, memory, sources;
-  int parts, is_bfloat16, back;
+  int parts, is_bfloat16, back, asks;
   long width, columns, groups, element;
+  long beams; /* rows of one source */
 } Run;
 
 enum { FEED, LAYER, QUERY, ATTEND, PACK_CONTEXT, OUTER, READ, PACK_QUERY, BY_QUERY, FIRST };
@@ -65,10 +68,8 @@ typedef struct {
   long turn, t;
 } Moment;
 
-static int has_query(const Run *r) { return r->decoders->query_kernel != NULL; }
-
 static long phases_of_step(const Run *r) {
-  return r->depth + (r->back ? 3 + 2 * has_query(r) : 3 + has_query(r));
+  return r->depth + (r->back ? 3 + 2 * r->asks : 3 + r->asks);
 }
 
 /* What is done in a phase, and at which position. */
@@ -82,15 +83,15 @@ static Moment moment_of(const Run *r, long phase) {
   if (m.turn == r->turns)
     m.kind = FIRST;
   else if (!r->back)
-    m.kind = m.layer < r->depth ? LAYER : (has_query(r) ? asked : forward)[m.layer - r->depth];
+    m.kind = m.layer < r->depth ? LAYER : (r->asks ? asked : forward)[m.layer - r->depth];
   else if (m.layer < others)
-    m.kind = (has_query(r) ? back_asked : back)[m.layer];
+    m.kind = (r->asks ? back_asked : back)[m.layer];
   else
     m.kind = LAYER, m.layer = each - 1 - m.layer;
   return m;
 }
 
-static long query_width(const Run *r) { return has_query(r) ? r->decoders->by_query.operand.count_i : 0; }
+static long query_width(const Run *r) { return r->asks ? r->hidden : 0; }
 
 static long decoder_units(const Run *r, Moment m) {
   switch (m.kind) {
@@ -112,7 +113,9 @@ static long decoder_units(const Run *r, Moment m) {
 }
 
 /* Matrices that are packed before the first step. */
-static long decoder_matrices(const Run *r) { return 2 * GATES * r->depth + 2 + has_query(r); }
+static long decoder_matrices(const Run *r) {
+  return r->decoders->packed ? 0 : 2 * GATES * r->depth + 2 + r->asks;
+}
 
 static Packing *matrix_of(const Run *r, Decoder *d, long number) {
   const long gates = 2 * GATES * r->depth;
@@ -158,6 +161,11 @@ static void decoder_prepare(const Run *r, Decoder *d, long number) {
     }
     if (!r->back)
       for (long unit = 0; unit < packing_units(l->left[0]); unit++) pack_unit(l->left[0], unit);
+    if (!number && d->first_feed) {
+      Packing feed = d->feed;
+      feed.operand.data = d->first_feed;
+      for (long unit = 0; unit < packing_units(&feed); unit++) pack_unit(&feed, unit);
+    }
     return;
   }
   /* Positions that are not walked. */
@@ -229,8 +237,7 @@ INLINE void layer_step(const Run *r, Decoder *d, Moment m, long number, const in
   const Packing *below = m.layer ? &l[-1].dropped : &d->feed;
   Term terms[2 * GATES];
   int count = 0;
-  /* The first step is fed nothing. */
-  if (m.layer || t)
+  if (m.layer || t || d->first_feed)
     for (int g = 0; g < GATES; g++) terms[count++] = (Term){below, &l->below[g], g};
   for (int g = 0; g < GATES; g++) terms[count++] = (Term){l->left[t % 2], &l->own[g], g};
   sum_up(r, &u, terms, count, NULL);
@@ -242,7 +249,7 @@ INLINE void layer_step(const Run *r, Decoder *d, Moment m, long number, const in
       x[g] = sum_at(r, &u, g, row, v) +
              (m.layer ? load(l->bias, g * hidden + unit, n, f) : load(l->gates, gates + g * hidden, n, f));
     Floats h = open_gates(x, &c);
-    for (int g = 0; g < GATES; g++) store(l->opened, gates + g * hidden, n, f, x[g]);
+    for (int g = 0; l->opened && g < GATES; g++) store(l->opened, gates + g * hidden, n, f, x[g]);
     store(l->cells, at + unit, n, f, c), store(l->outputs, at + unit, n, f, h);
     store(l->c, state, n, 0, c), store(l->h, state, n, 0, h);
     if (above && above->factor) h *= load(above->factor, at + unit, n, f);
@@ -288,14 +295,14 @@ INLINE void softmax(float *x, long width) {
 }
 
 INLINE void attend_row(const Run *r, Decoder *d, long t, long row, const int f) {
-  const long at = t * r->rows + row, sources = r->sources, memory = r->memory;
-  const long length = d->lengths[row] < 0 ? 0 : least(d->lengths[row], sources);
-  const long width = has_query(r) ? query_width(r) : r->hidden;
-  const void *query = has_query(r) ? d->query : d->layers[r->depth - 1].outputs;
+  const long at = t * r->rows + row, sources = r->sources, memory = r->memory, source = row / r->beams;
+  const long length = d->lengths[source] < 0 ? 0 : least(d->lengths[source], sources);
+  const long width = r->asks ? query_width(r) : r->hidden;
+  const void *query = r->asks ? d->query : d->layers[r->depth - 1].outputs;
   float *align = d->align + at * sources;
   for (long s = 0; s < length; s++) {
-    const long key = (row * sources + s) * width;
-    if (has_query(r)) {
+    const long key = (source * sources + s) * width;
+    if (r->asks) {
       Floats sum = every(0);
       for (long v = 0; v < width; v += 16) {
         long n = least(16, width - v);
@@ -311,7 +318,7 @@ INLINE void attend_row(const Run *r, Decoder *d, long t, long row, const int f) 
   for (long v = 0; v < memory; v += 16) {
     const long n = least(16, memory - v);
     Floats sum = every(0);
-    for (long s = 0; s < length; s++) sum += align[s] * load(d->memory, (row * sources + s) * memory + v, n, f);
+    for (long s = 0; s < length; s++) sum += align[s] * load(d->memory, (source * sources + s) * memory + v, n, f);
     store(d->context, at * memory + v, n, f, sum);
   }
 }
@@ -365,7 +372,7 @@ INLINE void read_back(const Run *r, Decoder *d, Moment m, long number, const int
 INLINE void attend_row_back(const Run *r, Decoder *d, long t, long row, const int f) {
   const long at = t * r->rows + row, sources = r->sources, memory = r->memory;
   const long length = d->lengths[row] < 0 ? 0 : least(d->lengths[row], sources);
-  const long width = has_query(r) ? query_width(r) : r->hidden;
+  const long width = r->asks ? query_width(r) : r->hidden;
   const float *align = d->align + at * sources, *given = d->d_align + at * sources;
   float *slope = d->d_scores + at * sources, mean = 0;
   for (long s = 0; s < length; s++) {
@@ -377,7 +384,7 @@ INLINE void attend_row_back(const Run *r, Decoder *d, long t, long row, const in
   for (long v = 0; v < width; v += 16) {
     const long n = least(16, width - v);
     Floats by_query = every(0);
-    if (!has_query(r)) {
+    if (!r->asks) {
       for (long s = 0; s < length; s++) by_query += slope[s] * load(d->keys, (row * sources + s) * width + v, n, f);
       store(d->by_h, row * width + v, n, 0, load(d->by_h, row * width + v, n, 0) + by_query);
       continue;
@@ -537,9 +544,8 @@ static Packing left_in(const Run *r, Room *room, const void *data, long stride, 
   return p;
 }
 
-static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
-  const long hidden = r->hidden, gates = GATES * hidden, state = 4 * r->rows * hidden;
-  const int f = r->is_bfloat16;
+static size_t lay_out_weights(const Run *r, Decoder *d, char *memory) {
+  const long hidden = r->hidden, gates = GATES * hidden;
   Room room = {memory, 0};
   for (long n = 0; n < r->depth; n++) {
     Layer *l = &d->layers[n];
@@ -547,19 +553,33 @@ static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
       l->own[g] = weights_in(r, &room, l->kernel, g * hidden, gates, hidden, hidden);
       l->below[g] = weights_in(r, &room, l->input, g * hidden, gates, hidden, hidden);
     }
+  }
+  d->read_context = weights_in(r, &room, d->kernel, 0, hidden, r->memory, hidden);
+  d->read_h = weights_in(r, &room, d->kernel, r->memory * hidden, hidden, hidden, hidden);
+  if (r->asks) d->by_query = weights_in(r, &room, d->query_kernel, 0, hidden, hidden, hidden);
+  return room.used;
+}
+
+/* All that a run needs from `memory` on; returns its bytes. Where that is NULL they are only counted. */
+static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
+  const long hidden = r->hidden, gates = GATES * hidden, state = 4 * r->rows * hidden;
+  const int f = r->is_bfloat16;
+  Room room = {memory, 0};
+  if (d->packed)
+    lay_out_weights(r, d, d->packed);
+  else
+    room.used = lay_out_weights(r, d, memory);
+  for (long n = 0; n < r->depth; n++) {
+    Layer *l = &d->layers[n];
     l->h = room_for(&room, state), l->c = room_for(&room, state), l->low = room_for(&room, state);
     for (int turn = 0; turn < 2; turn++)
       for (long g = 0; g < (r->back ? GATES : 1); g++)
         l->left[turn][g] = r->back ? left_in(r, &room, NULL, gates, hidden, f) : left_in(r, &room, l->h, hidden, hidden, 0);
     if (!r->back && n + 1 < r->depth) l->dropped = left_in(r, &room, l->low, hidden, hidden, 0);
   }
-  d->read_context = weights_in(r, &room, d->kernel, 0, hidden, r->memory, hidden);
-  d->read_h = weights_in(r, &room, d->kernel, r->memory * hidden, hidden, hidden, hidden);
-  const long width = d->query_kernel ? hidden : 0;
-  if (d->query_kernel) d->by_query = weights_in(r, &room, d->query_kernel, 0, width, hidden, width);
   if (r->back) {
     d->outer = left_in(r, &room, NULL, hidden, hidden, f);
-    if (d->query_kernel) d->queries = left_in(r, &room, NULL, width, width, f);
+    if (r->asks) d->queries = left_in(r, &room, NULL, hidden, hidden, f);
     d->by_h = room_for(&room, state);
   } else {
     d->feed = left_in(r, &room, NULL, hidden, hidden, f);
@@ -571,7 +591,7 @@ static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
 /* ---- what XLA calls ---- */
 
 static void decode(XLA_FFI_CallFrame *frame, Run *r) {
-  r->width = right_size(r->parts), r->element = r->is_bfloat16 ? 2 : 4;
+  r->width = right_size(r->parts);
   r->columns = blocks(r->hidden, r->width), r->groups = blocks(r->rows, ROWS_OF_UNIT);
   int which;
   size_t bytes = decoder_lay_out(r, r->decoders, NULL);
@@ -600,7 +620,8 @@ static Run run_of(XLA_FFI_CallFrame *frame, const XLA_FFI_Buffer *gates, int bac
   Run r = {.count = 1, .depth = attribute(frame, "layers"), .steps = dims[0], .rows = dims[1],
            .hidden = dims[2] / GATES, .memory = memory->dims[memory->rank - 1],
            .sources = memory->dims[memory->rank - 2], .parts = attribute(frame, "parts"),
-           .is_bfloat16 = gates->dtype == XLA_FFI_DataType_BF16, .back = back};
+           .is_bfloat16 = gates->dtype == XLA_FFI_DataType_BF16, .back = back, .asks = attribute(frame, "asks")};
+  r.beams = r.rows / memory->dims[memory->rank - 3], r.element = r.is_bfloat16 ? 2 : 4;
   for (const int64_t *n = gates->dims; n < dims; n++) r.count *= *n;
   r.turns = least(*(const int32_t *)argument(frame, 0)->data, r.steps);
   if (r.turns < 0) r.turns = 0;
@@ -608,33 +629,94 @@ static Run run_of(XLA_FFI_CallFrame *frame, const XLA_FFI_Buffer *gates, int bac
   return r;
 }
 
-/* Operands and results are in the order of s2s/kernels/decoder.py. */
+/* Operands and results of all handlers are in the order of s2s/kernels/decoder.py. */
+
 static void decoder_forward(XLA_FFI_CallFrame *frame) {
-  const int asks = attribute(frame, "asks"), drops = attribute(frame, "drops");
+  const int drops = attribute(frame, "drops");
   Run r = run_of(frame, argument(frame, 5), 0);
   for (long n = 0; n < r.count; n++) {
     Decoder *d = &r.decoders[n];
     Parts p = {frame, n, r.count, 1, 0};
     d->lengths = next_given(&p), d->memory = next_given(&p), d->keys = next_given(&p), d->kernel = next_given(&p);
     d->layers->gates = next_given(&p);
-    if (asks) d->query_kernel = next_given(&p), d->vector = next_given(&p);
+    if (r.asks) d->query_kernel = next_given(&p), d->vector = next_given(&p);
     d->attentional = next_made(&p), d->align = next_made(&p), d->context = next_made(&p);
-    if (asks) d->query = next_made(&p);
+    if (r.asks) d->query = next_made(&p);
     for (long layer = 0; layer < r.depth; layer++) {
       Layer *l = &d->layers[layer];
       l->kernel = next_given(&p), l->input = next_given(&p), l->first_h = next_given(&p), l->first_c = next_given(&p);
       if (layer) l->bias = next_given(&p);
       if (layer && drops) l->factor = next_given(&p);
-      l->opened = next_made(&p), l->cells = next_made(&p), l->outputs = next_made(&p);
+      l->cells = next_made(&p), l->outputs = next_made(&p), l->opened = next_made(&p);
     }
   }
   decode(frame, &r);
 }
 
+/* One step of a search, with weights from `decoder_pack`. */
+static void decoder_step(XLA_FFI_CallFrame *frame) {
+  Run r = run_of(frame, argument(frame, 5), 0);
+  for (long n = 0; n < r.count; n++) {
+    Decoder *d = &r.decoders[n];
+    Parts p = {frame, n, r.count, 1, 0};
+    d->lengths = next_given(&p), d->memory = next_given(&p), d->keys = next_given(&p), d->packed = next_given(&p);
+    d->layers->gates = next_given(&p), d->first_feed = next_given(&p);
+    if (r.asks) d->vector = next_given(&p);
+    d->attentional = next_made(&p), d->align = next_made(&p), d->context = next_made(&p);
+    if (r.asks) d->query = next_made(&p);
+    for (long layer = 0; layer < r.depth; layer++) {
+      Layer *l = &d->layers[layer];
+      l->first_h = next_given(&p), l->first_c = next_given(&p);
+      if (layer) l->bias = next_given(&p);
+      l->cells = next_made(&p), l->outputs = next_made(&p);
+    }
+  }
+  decode(frame, &r);
+}
+
+static long matrices_size(long phase, const void *run) {
+  const Run *r = run;
+  (void)phase;
+  return r->count * (prepared_units(r) - r->depth);
+}
+
+static void matrices_unit(long phase, long number, void *run) {
+  const Run *r = run;
+  const long each = matrices_size(phase, run) / r->count;
+  decoder_prepare(r, &r->decoders[number / each], number % each);
+}
+
+static void decoder_pack(XLA_FFI_CallFrame *frame) {
+  const XLA_FFI_Buffer *kernel = argument(frame, 0);
+  const int64_t *dims = kernel->dims + kernel->rank - 2;
+  Run r = {.count = 1, .depth = attribute(frame, "layers"), .hidden = dims[1], .memory = dims[0] - dims[1],
+           .parts = attribute(frame, "parts"), .is_bfloat16 = kernel->dtype == XLA_FFI_DataType_BF16,
+           .asks = attribute(frame, "asks")};
+  r.element = r.is_bfloat16 ? 2 : 4;
+  for (const int64_t *n = kernel->dims; n < dims; n++) r.count *= *n;
+  r.decoders = calloc(r.count, sizeof(Decoder));
+  for (long n = 0; n < r.count; n++) {
+    Decoder *d = &r.decoders[n];
+    Parts p = {frame, n, r.count, 0, 0};
+    d->kernel = next_given(&p);
+    if (r.asks) d->query_kernel = next_given(&p);
+    for (long layer = 0; layer < r.depth; layer++)
+      d->layers[layer].kernel = next_given(&p), d->layers[layer].input = next_given(&p);
+    lay_out_weights(&r, d, next_made(&p));
+  }
+  run_phases(frame, thread_count(frame), (Phases){1, matrices_size, matrices_unit, &r});
+  free(r.decoders);
+}
+
+static int64_t decoder_packed_bytes(long hidden, long memory, long layers, int asks, int parts) {
+  Decoder d = {0};
+  Run r = {.depth = layers, .hidden = hidden, .memory = memory, .parts = parts, .asks = asks};
+  return lay_out_weights(&r, &d, NULL);
+}
+
 static void decoder_backward(XLA_FFI_CallFrame *frame) {
-  const int asks = attribute(frame, "asks"), drops = attribute(frame, "drops");
-  const int first_layer = 9 + 3 * asks;
-  Run r = run_of(frame, argument(frame, first_layer + 2), 1);
+  const int drops = attribute(frame, "drops"), asks = attribute(frame, "asks");
+  Run r = run_of(frame, argument(frame, 9 + 3 * asks + 2), 1);
   for (long n = 0; n < r.count; n++) {
     Decoder *d = &r.decoders[n];
     Parts p = {frame, n, r.count, 1, 0};

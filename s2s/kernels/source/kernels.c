@@ -70,6 +70,16 @@ XLA_FFI_Error *s2s_decoder(XLA_FFI_CallFrame *frame) {
   return NULL;
 }
 
+XLA_FFI_Error *s2s_decoder_step(XLA_FFI_CallFrame *frame) {
+  if (!described(frame)) decoder_step(frame);
+  return NULL;
+}
+
+XLA_FFI_Error *s2s_decoder_pack(XLA_FFI_CallFrame *frame) {
+  if (!described(frame)) decoder_pack(frame);
+  return NULL;
+}
+
 XLA_FFI_Error *s2s_decoder_back(XLA_FFI_CallFrame *frame) {
   if (!described(frame)) decoder_backward(frame);
   return NULL;
@@ -85,4 +95,9 @@ int s2s_lanes(void) { return LANES; }
 int64_t s2s_packed_bytes(int64_t k, int64_t n, int parts) {
   Packing p = packing_of((Operand){.count_i = n, .count_k = k}, parts, 1);
   return packed_bytes(&p);
+}
+
+/* Bytes of a decoder's weights from `s2s_decoder_pack`. */
+int64_t s2s_decoder_packed_bytes(int64_t hidden, int64_t memory, int64_t layers, int asks, int parts) {
+  return decoder_packed_bytes(hidden, memory, layers, asks, parts);
 }
