@@ -224,6 +224,7 @@ class Program:
         signal.signal(signal.SIGTERM, lambda number, frame: os.kill(child.pid, signal.SIGTERM))
         # Not `Popen.wait`, whose lock `checkpoint` would meet inside this same thread.
         os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+        _let_slurm_ask_in_vain()
         self._child = None
         code = finish(child)
         if code in STOPPED:
@@ -244,7 +245,17 @@ class Program:
             how = os.WEXITED | os.WNOWAIT | os.WNOHANG
             while os.waitid(os.P_PID, self._child, how) is None and time.monotonic() < deadline:
                 time.sleep(0.1)
+        _let_slurm_ask_in_vain()
         return DelayedSubmission(Program(self.command, self.log, self.grace))
+
+
+def _let_slurm_ask_in_vain() -> None:
+    """Ignores SIGTERM from now on, when there is nothing left to stop.
+
+    Slurm sends it to all processes of a job that is queued again, the scontrol that asked for it among
+    them, which inherits this: were it ended before its answer, the job would be taken for failed.
+    """
+    signal.signal(signal.SIGTERM, signal.SIG_IGN)
 
 
 def _runs_still() -> bool:

@@ -255,13 +255,37 @@ def test_wrong_parameters_a_silent_slurm_and_a_second_launcher_are_told(tmp_path
 
 
 def test_a_program_stopped_from_outside_has_no_result(tmp_path):
-    assert slurm.Program(["bash", "-c", "exit 3"], tmp_path / "log", 5.0)() == 3
     kept = signal.getsignal(signal.SIGTERM)
     try:
+        assert slurm.Program(["bash", "-c", "exit 3"], tmp_path / "log", 5.0)() == 3
         with pytest.raises(SystemExit):
             slurm.Program(["bash", "-c", "exit 143"], tmp_path / "log", 5.0)()
     finally:
         signal.signal(signal.SIGTERM, kept)
+
+
+@pytest.mark.parametrize("told", [signal.SIGUSR2, signal.SIGTERM], ids=["warned", "preempted"])
+def test_a_job_is_queued_again_though_slurm_stops_it_meanwhile(tmp_path, paper_slurm, told):
+    """What Slurm does with a job that asks to be queued again: SIGTERM to it and to its scontrol."""
+    folder = tmp_path / "folder"
+    wait = f"trap 'exit 143' TERM; echo > {tmp_path}/started; while :; do sleep 0.05; done"
+    with pytest.raises(Stopped):
+        launch_slurm([shell(tmp_path, name, wait) for name in "ab"], folder, {}, stop_soon)
+    paper_slurm.write_text("1_0|1|RUNNING|x\n")
+    scontrol = tmp_path / "bin" / "scontrol"
+    scontrol.write_text(f"#!/bin/bash\nkill $PPID $$; sleep 0.2; echo $* > {tmp_path}/asked\n")
+    scontrol.chmod(0o755)
+    number = {"SLURM_JOB_ID": "1", "SLURM_ARRAY_JOB_ID": "1", "SLURM_ARRAY_TASK_ID": "0"}
+    job = subprocess.Popen(
+        [sys.executable, "-m", "submitit.core._submit", str(folder)], stderr=subprocess.PIPE, text=True,
+        env={**os.environ, **number, "SUBMITIT_EXECUTOR": "slurm", "PYTHONPATH": os.getcwd()},
+    )  # fmt: skip
+    wait_for(tmp_path / "started")
+    job.send_signal(told)
+    _, err = job.communicate(timeout=30)
+    assert (tmp_path / "asked").exists(), err
+    assert (tmp_path / "asked").read_text() == "requeue 1_0\n"
+    assert not (folder / "1_0_0_result.pkl").exists(), err
 
 
 def test_a_child_ignores_the_warning_of_a_cluster(tmp_path):
