@@ -483,14 +483,14 @@ def validate(cfg: Config) -> None:
 
 def flat(cfg: Config) -> dict[str, Any]:
     """Every field by its dotted name."""
-    return _flat(dataclasses.asdict(cfg))
+    return _dotted(dataclasses.asdict(cfg), "")
 
 
-def _flat(tree: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
+def _dotted(tree: dict[str, Any], prefix: str) -> dict[str, Any]:
+    found: dict[str, Any] = {}
     for key, value in tree.items():
-        flat |= _flat(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
-    return flat
+        found |= _dotted(value, f"{prefix}{key}.") if isinstance(value, dict) else {prefix + key: value}
+    return found
 
 
 def _to_config_dict(cls: type) -> config_dict.ConfigDict:

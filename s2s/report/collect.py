@@ -15,9 +15,9 @@ from typing import Any, NamedTuple
 
 from s2s.config import Config
 from s2s.learn.metrics import Units
+from s2s.sweep.cells import home
+from s2s.sweep.grouping import PLAN
 from s2s.workdir import Workdir
-
-PLAN_FILE = "sweep.json"
 
 
 class OutputsError(ValueError):
@@ -153,14 +153,15 @@ def collect(paths: Sequence[str]) -> Found:
 def _below(folder: Path) -> Iterator[Run | Trouble]:
     if not folder.is_dir():
         return
+    work = Workdir(folder)
     replicas = sorted(folder.glob("replica_*/"))
     if replicas:
         yield from _together(folder, len(replicas))
         for replica in replicas:
             yield from _one(replica)
-        if Workdir(folder).ensemble.results.exists():
-            yield from _one(Workdir(folder).ensemble.path)
-    elif any((folder / name).exists() for name in ("config.json", "results.json", "failure.json")):
+        if work.ensemble.results.exists():
+            yield from _one(work.ensemble.path)
+    elif any(path.exists() for path in (work.config, work.results, work.failure)):
         yield from _one(folder)
     else:
         try:
@@ -178,8 +179,8 @@ def _below(folder: Path) -> Iterator[Run | Trouble]:
 def _planned(folder: Path) -> list[Path]:
     """The cells that a sweep's plan names; none where there is no plan that can be read."""
     try:
-        cells = json.loads((folder / PLAN_FILE).read_text(encoding="utf-8"))["cells"]
-        return [folder / "cells" / cell["name"] for cell in cells]
+        cells = json.loads((folder / PLAN).read_text(encoding="utf-8"))["cells"]
+        return [home(folder) / cell["name"] for cell in cells]
     except (OSError, ValueError, KeyError, TypeError):
         return []
 

@@ -15,8 +15,7 @@ import re
 from collections.abc import Sequence
 from typing import Any, NamedTuple
 
-from s2s import config as config_lib
-from s2s.config import METRICS, TEXT_METRICS, Config
+from s2s.config import METRICS, TEXT_METRICS, Config, differences, flat
 from s2s.learn import metrics as metrics_lib
 from s2s.learn import significance
 from s2s.report.collect import Outputs, OutputsError, Run, Trouble
@@ -136,12 +135,6 @@ def _shown(values: Sequence[Any]) -> list[str]:
     texts = [words[value] if value is None or isinstance(value, bool) else str(value) for value in values]
     common = os.path.commonprefix(texts) if len(texts) > 1 else ""
     return [text[common.rfind("/") + 1 :] for text in texts]
-
-
-def flat(cfg: Config) -> dict[str, Any]:
-    """Values by dotted name."""
-
-    return config_lib.flat(cfg)
 
 
 def field(name: str) -> str:
@@ -351,7 +344,7 @@ def _apart(configs: Sequence[Config]) -> list[str]:
     """Fields in which configurations differ, in the order of `Config`."""
     apart: set[str] = set()
     for cfg in configs[1:]:
-        apart |= config_lib.differences(configs[0], cfg).keys()
+        apart |= differences(configs[0], cfg).keys()
     names = [name for name in flat(Config()) if name in apart and name not in _NO_MATTER]
     tables = [flat(cfg) for cfg in configs]
 

@@ -15,13 +15,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from s2s.config import TEXT_METRICS
+from s2s.config import TEXT_METRICS, flat
 from s2s.infra import charts
 from s2s.infra.formats import Document, Drawing, Table
 from s2s.judge import by_length, label
 from s2s.learn import metrics as metrics_lib
 from s2s.learn.significance import Interval, interval
-from s2s.report.rows import Choice, Comparer, Comparison, Row, flat, short, varied_numbers
+from s2s.report.rows import Choice, Comparer, Comparison, Row, short, varied_numbers
 
 
 class Question(NamedTuple):

@@ -21,6 +21,7 @@ from pathlib import Path
 from typing import IO
 
 from s2s.infra.launchers import Job
+from s2s.infra.processes import STOPPED
 from s2s.sweep import cells as cells_lib
 from s2s.sweep import grouping, watch
 from s2s.sweep.cells import DONE, TO_COME, Cell, SweepError
@@ -28,9 +29,6 @@ from s2s.sweep.grouping import Plan
 
 # Lines of the end of a log that are quoted.
 _LOG_LINES = 5
-
-# Exit codes of a program that was asked to stop, by SIGINT or SIGTERM.
-_STOPPED = (130, 143)
 
 Launch = Callable[[Sequence[Job], Callable[[dict[str, str]], None]], dict[str, int]]
 
@@ -150,7 +148,7 @@ def run(folder: Path, plan: Plan, launch: Launch, command: Sequence[str]) -> Pla
                 for cell in coming
                 if latest[cell.name] == name and cells_lib.state(cell, home) == TO_COME
             ]
-            if codes[name] in _STOPPED:
+            if codes[name] in STOPPED:
                 stopped.add(name)
             elif len(plan.program(name).cells) > 1:
                 apart += [(cell.name,) for cell in left]
