@@ -1,28 +1,81 @@
 """What the commands that train have in common before they do: how flags are read, and the process itself.
 
-Decides how mistakes in overrides are told. Must import nothing slow: help and mistakes answer at once.
+Decides how mistakes in overrides and in the file of --config are told, and what Ctrl-C leaves. Must import
+nothing slow: help and mistakes answer at once.
 """
 
 from __future__ import annotations
 
 import os
+import re
+import signal
 import sys
+import traceback
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
 
 from absl import app
 
 
+def run(main: Callable[[list[str]], Any]) -> None:
+    """Runs a command with the flags it has defined; Ctrl-C ends it with a sentence."""
+    with_large_pages()
+    try:
+        app.run(main, flags_parser=parse)
+    except KeyboardInterrupt:
+        print("s2s: stopped by Ctrl-C; the same command goes on from what is saved", file=sys.stderr)
+        sys.exit(128 + signal.SIGINT)
+
+
 def parse(argv: list[str]) -> list[str]:
-    """Reads the flags; a field that does not exist is told, not traced."""
+    """Reads the flags; what is wrong in overrides or in the file of --config is told, not traced."""
+    file = _config_file(argv)
+    if file is not None and not file.is_file():
+        from s2s.data.readers import nearby
+
+        _refuse(f"--config {file}: there is no such file; {nearby(file)}")
     try:
         return app.parse_flags_with_usage(argv)
-    except (AttributeError, KeyError) as error:
-        # ml_collections wraps one error in another; the inner one's text says what was meant.
-        told = error.args[0]
-        while isinstance(told, BaseException):
-            told = told.args[0]
-        told = " ".join(str(told).split())
-        print(f"s2s: a --config override names no field: {told}", file=sys.stderr)
-        sys.exit(2)
+    except Exception as error:
+        if file is not None and (line := _line(error, file)):
+            _refuse(f"{file}, line {line}: {type(error).__name__}: {_text(error)}")
+        if isinstance(error, AttributeError) and error.name == "get_config":
+            _refuse(f"{file} has no get_config(): write one, as the files in experiments/ do")
+        if isinstance(error, (AttributeError, KeyError)):
+            _refuse(f"a --config override names no field: {_text(error)}")
+        raise
+
+
+def _config_file(argv: Sequence[str]) -> Path | None:
+    """What --config names, without what follows a colon."""
+    for word, following in zip(argv, [*argv[1:], None], strict=True):
+        if found := re.fullmatch(r"--?config(?:=(.*))?", word):
+            value = following if found[1] is None else found[1]
+            return None if value is None else Path(value.partition(":")[0])
+    return None
+
+
+def _line(error: Exception, file: Path) -> int | None:
+    """The line of the file in which an error came up; None: it came up elsewhere."""
+    if isinstance(error, SyntaxError) and Path(error.filename or "") == file:
+        return error.lineno
+    frames = traceback.extract_tb(error.__traceback__)
+    return next((frame.lineno for frame in reversed(frames) if Path(frame.filename) == file), None)
+
+
+def _text(error: BaseException) -> str:
+    # ml_collections wraps one error in another; the inner one's text says what was meant.
+    told: Any = error
+    while isinstance(told, BaseException):
+        told = told.args[0] if told.args else type(told).__name__
+    # A locked config would list its fields with all their values.
+    return re.sub(r' Other fields present: "\{.*\}"', "", " ".join(str(told).split()))
+
+
+def _refuse(told: str) -> NoReturn:
+    print(f"s2s: {told}", file=sys.stderr)
+    sys.exit(2)
 
 
 def with_large_pages() -> None:

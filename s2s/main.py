@@ -81,8 +81,7 @@ def _refuse(error: Exception) -> None:
 def _start() -> None:
     from s2s import commandline
 
-    commandline.with_large_pages()
-    app.run(main, flags_parser=commandline.parse)
+    commandline.run(main)
 
 
 if __name__ == "__main__":

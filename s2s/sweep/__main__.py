@@ -215,8 +215,7 @@ def _slurm_parameters() -> dict[str, Any]:
 def _start() -> None:
     from s2s import commandline
 
-    commandline.with_large_pages()
-    app.run(main, flags_parser=commandline.parse)
+    commandline.run(main)
 
 
 if __name__ == "__main__":
