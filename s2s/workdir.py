@@ -105,9 +105,19 @@ class Workdir:
         return differences
 
     def write_config(self, cfg: Config) -> None:
-        """Makes this the work directory of ``cfg``; to be done once its data is known to be good."""
-        self.path.mkdir(parents=True, exist_ok=True)
-        _write(self.config, config_lib.to_json(cfg))
+        """Makes this the work directory of ``cfg``; to be done once its data is known to be good.
+
+        Raises:
+          WorkdirError: nothing can be written there.
+        """
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+            _write(self.config, config_lib.to_json(cfg))
+        except OSError as error:
+            raise WorkdirError(
+                f"{self.path} cannot be made a work directory ({error.strerror}): give another --workdir, "
+                "or make room or rights there"
+            ) from error
 
     def write_results(self, results: dict[str, Any]) -> None:
         """Writes results.json: what is finished has one."""

@@ -172,6 +172,13 @@ def test_no_dev_part_keeps_the_last_model(tmp_path, cache):
     assert parameters(tmp_path / "work")
 
 
+@pytest.mark.parametrize("workdir", ["file", "file/work"])
+def test_a_place_for_no_work_directory_is_told(tmp_path, cache, workdir):
+    (tmp_path / "file").touch()
+    with pytest.raises(WorkdirError, match=f"{workdir} cannot be made a work directory .*another --workdir"):
+        train.run(settings(cache), tmp_path / workdir)
+
+
 def test_missing_data_is_told(tmp_path, cache):
     cfg = settings(cache, data__train=str(tmp_path / "nothing"))
     with pytest.raises(corpora.CorpusError, match="nothing"):
