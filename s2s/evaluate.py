@@ -61,6 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
                 raise ValueError(f"--metrics {name!r} is none of {', '.join(metrics_lib.TEXT_METRICS)}")
         corpus = asked_pairs(args, cfg)
         translator = Translator(structure, vocabs, search_config(args, cfg.search))
+        # Before the work: a place where nothing can be written is told at once.
+        output = open(args.output, "w", encoding="utf-8") if args.output else None
     except (ValueError, OSError) as error:
         print(f"s2s: {error}", file=sys.stderr)
         return 2
@@ -70,9 +72,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     scores = Likelihood(structure, encoded, cfg, translator.mesh)(params)
     found = evaluate(translator, params, corpus, names, progress="evaluating")
     scores |= found.scores
-    if args.output:
-        with open(args.output, "w", encoding="utf-8") as file:
-            file.writelines(translation.text.replace("\n", " ") + "\n" for translation in found.translations)
+    if output is not None:
+        with output:
+            output.writelines(
+                translation.text.replace("\n", " ") + "\n" for translation in found.translations
+            )
     signature = metrics_lib.signatures([pair["targets"] for pair in corpus], names)
     models = members(structure, params)
     result: dict[str, Any] = {

@@ -70,6 +70,8 @@ def search_config(args: argparse.Namespace, cfg: SearchConfig, *, nbest: int = 1
     Raises:
       ValueError: a value cannot work.
     """
+    if nbest < 1:
+        raise ValueError(f"--nbest {nbest} must be at least 1")
     names = [item.name for item in dataclasses.fields(SearchConfig) if item.name != "name"]
     given = {name: getattr(args, name) for name in names if getattr(args, name, None) is not None}
     if args.sample:

@@ -40,24 +40,24 @@ def main(argv: Sequence[str] | None = None) -> int:
     from s2s.likelihood import score_corpus
     from s2s.translator import links
 
-    try:
-        cfg, vocabs, structure, params = asked_models(args)
-        corpus = asked_pairs(args, cfg)
-    except (ValueError, OSError) as error:
-        print(f"s2s: {error}", file=sys.stderr)
-        return 2
-    compilation.keep_programs(corpora.cache_folder(cfg.data.cache))
-    mesh = sharding.local_mesh()
-    encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
-    scores: list[Score | None] = [None] * len(corpus)
-    for found in score_corpus(structure, sharding.replicate(params, mesh), encoded, cfg, mesh):
-        scores[found.record] = found
     with contextlib.ExitStack() as files:
         output, alignments = sys.stdout.buffer, None
-        if args.output != "-":
-            output = files.enter_context(open_text(args.output, "wb"))
-        if args.alignments:
-            alignments = files.enter_context(open(args.alignments, "w", encoding="utf-8"))
+        try:
+            cfg, vocabs, structure, params = asked_models(args)
+            corpus = asked_pairs(args, cfg)
+            if args.output != "-":
+                output = files.enter_context(open_text(args.output, "wb"))
+            if args.alignments:
+                alignments = files.enter_context(open(args.alignments, "w", encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            print(f"s2s: {error}", file=sys.stderr)
+            return 2
+        compilation.keep_programs(corpora.cache_folder(cfg.data.cache))
+        mesh = sharding.local_mesh()
+        encoded = encode.encode_corpus(corpus, vocabs, max_source=None, max_target=None, cache=cfg.data.cache)
+        scores: list[Score | None] = [None] * len(corpus)
+        for found in score_corpus(structure, sharding.replicate(params, mesh), encoded, cfg, mesh):
+            scores[found.record] = found
         for number, score in enumerate(scores):
             if score is None:
                 continue

@@ -11,6 +11,7 @@ import argparse
 import contextlib
 import json
 import os
+import signal
 import sys
 from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
@@ -74,27 +75,26 @@ def main(argv: Sequence[str] | None = None) -> int:
     from s2s.infra import compilation, sharding
     from s2s.translator import Translator
 
-    try:
-        cfg, vocabs, structure, params = asked_models(args)
-        search = search_config(args, cfg.search, nbest=args.nbest)
-        translator = Translator(structure, vocabs, search, n_best=args.nbest, seed=args.seed)
-        source = sys.stdin.buffer if args.input == "-" else open_text(args.input, "rb")
-    except (ValueError, OSError) as error:
-        print(f"s2s: {error}", file=sys.stderr)
-        return 2
-    compilation.keep_programs(cache_folder(cfg.data.cache))
-    params = sharding.replicate(params, translator.mesh)
-    interactive = args.input == "-" and sys.stdin.isatty()
-    soft = bool(args.alignments) and Path(args.alignments).suffix == ".jsonl"
-    number = 0
     with contextlib.ExitStack() as files:
-        if args.input != "-":
-            files.enter_context(source)
-        output, alignments = sys.stdout.buffer, None
-        if args.output != "-":
-            output = files.enter_context(open_text(args.output, "wb"))
-        if args.alignments:
-            alignments = files.enter_context(open(args.alignments, "w", encoding="utf-8"))
+        source, output, alignments = sys.stdin.buffer, sys.stdout.buffer, None
+        try:
+            cfg, vocabs, structure, params = asked_models(args)
+            search = search_config(args, cfg.search, nbest=args.nbest)
+            translator = Translator(structure, vocabs, search, n_best=args.nbest, seed=args.seed)
+            if args.input != "-":
+                source = files.enter_context(open_text(args.input, "rb"))
+            if args.output != "-":
+                output = files.enter_context(open_text(args.output, "wb"))
+            if args.alignments:
+                alignments = files.enter_context(open(args.alignments, "w", encoding="utf-8"))
+        except (ValueError, OSError) as error:
+            print(f"s2s: {error}", file=sys.stderr)
+            return 2
+        compilation.keep_programs(cache_folder(cfg.data.cache))
+        params = sharding.replicate(params, translator.mesh)
+        interactive = args.input == "-" and sys.stdin.isatty()
+        soft = bool(args.alignments) and Path(args.alignments).suffix == ".jsonl"
+        number = 0
         try:
             for chunk in _chunks(_lines(source), 1 if interactive else _CHUNK_LINES):
                 for translation in translator(params, chunk, progress="translating"):
@@ -107,6 +107,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         except BrokenPipeError:
             # The reader (head, say) has seen enough; Python must not complain at exit either.
             os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        except KeyboardInterrupt:
+            # How one leaves a prompt.
+            return 128 + signal.SIGINT
     return 0
 
 

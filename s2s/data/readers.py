@@ -338,7 +338,7 @@ def lines(path: Path) -> Generator[bytes, None, None]:
     except OSError as error:
         raise CorpusError(f"{path} cannot be read: {error.strerror or error}") from error
     if empty:
-        raise CorpusError(f"{path} is empty")
+        raise CorpusError(f"{path} is empty: it must hold the pairs, a line each")
 
 
 def _check_start(path: Path, line: bytes) -> None:

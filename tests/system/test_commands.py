@@ -160,6 +160,12 @@ def test_score_agrees_with_search_and_with_evaluate(trained, tmp_path, capsysbin
         (evaluate.main, ["--metrics", "blue"], "'blue' is none of bleu"),
         (evaluate.main, ["--input", "missing.tsv"], "missing.tsv"),
         (score.main, ["--input", "missing.tsv"], "missing.tsv"),
+        (translate.main, ["--nbest", "0"], "--nbest 0 must be at least 1"),
+        *(
+            (main, ["--output", "missing/out"], "missing/out")
+            for main in (translate.main, evaluate.main, score.main)
+        ),
+        *((main, ["--alignments", "missing/out"], "missing/out") for main in (translate.main, score.main)),
     ],
 )
 def test_mistakes_are_told_and_not_traced(trained, main, arguments, told, capsysbinary):
