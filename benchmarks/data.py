@@ -17,7 +17,7 @@ import numpy as np
 
 from s2s.batch import EOS, Batch
 from s2s.config import DataConfig, VocabConfig
-from s2s.data import corpora, encode, plan, vocab
+from s2s.data import corpora, encode, plan, vocab_training
 from s2s.data.pipeline import pad_batch
 
 SOURCE, TARGET = "src", "trg"
@@ -90,7 +90,7 @@ def encoded_sentences(folder: Path, cache: Path) -> encode.Encoded:
     """The training pairs of a `Corpora.mt` folder as ids."""
     cfg = DataConfig(train=str(folder / "train"), source=SOURCE, target=TARGET, cache=str(cache))
     corpus = corpora.open_corpus(cfg, "train", seed=_SEED, progress=False)
-    vocabs = vocab.train_vocabularies(
+    vocabs = vocab_training.train_vocabularies(
         corpus, VocabConfig(kind="symbols", source_separator=" ", target_separator=" "), seed=_SEED
     )
     return encode.encode_corpus(
@@ -101,7 +101,7 @@ def encoded_sentences(folder: Path, cache: Path) -> encode.Encoded:
 def padding(cfg: DataConfig, cache: Path, seed: int) -> plan.Plan:
     """The batch plan of a config, from text to shapes as training makes it."""
     corpus = corpora.open_corpus(cfg, "train", seed=seed, progress=False)
-    vocabs = vocab.train_vocabularies(corpus, cfg.vocab, seed=seed)
+    vocabs = vocab_training.train_vocabularies(corpus, cfg.vocab, seed=seed)
     encoded = encode.encode_corpus(
         corpus,
         vocabs,
@@ -175,7 +175,7 @@ def _cut_sentences(folder: Path, data: Path, cache: Path) -> None:
         vocab=VocabConfig(kind="bpe", size=VOCABULARY),
     )
     corpus = corpora.open_corpus(cfg, "train", seed=_SEED, progress=False)
-    vocabs = vocab.train_vocabularies(corpus, cfg.vocab, seed=_SEED)
+    vocabs = vocab_training.train_vocabularies(corpus, cfg.vocab, seed=_SEED)
     for file, one, part, side in zip(
         MULTI30K, (*vocabs, *vocabs), ("train", "train", "dev", "dev"), (SOURCE, TARGET) * 2, strict=True
     ):

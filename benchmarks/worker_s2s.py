@@ -21,7 +21,7 @@ from benchmarks.data import plan_of_sentences
 from benchmarks.peers import protocol
 from s2s import config as config_lib
 from s2s.batch import Batch
-from s2s.data import corpora, encode, pipeline, plan, vocab
+from s2s.data import corpora, encode, pipeline, plan, vocab_training
 from s2s.infra import sharding
 from s2s.learn import optim
 from s2s.learn import step as step_lib
@@ -86,7 +86,7 @@ class Worker:
     def _pipeline(self, sentences: int | None) -> tuple[Any, Iterator[Batch], dict[str, Any]]:
         data, seed = self.cfg.data, self.cfg.run.seed
         corpus = corpora.open_corpus(data, "train", seed=seed, progress=False)
-        vocabs = vocab.train_vocabularies(corpus, data.vocab, seed=seed)
+        vocabs = vocab_training.train_vocabularies(corpus, data.vocab, seed=seed)
         encoded = encode.encode_corpus(
             corpus,
             vocabs,

@@ -13,7 +13,7 @@ import numpy as np
 
 from s2s import config as config_lib
 from s2s.config import Config
-from s2s.data import corpora, encode, plan, vocab
+from s2s.data import corpora, encode, plan, vocab_training
 from s2s.sweep.cost import Sizes
 from s2s.sweep.flops import Tokens
 
@@ -47,7 +47,7 @@ def _measure(cfg: Config) -> Sizes:
         # What is wrong with them is better known now than after training.
         if corpora.has_part(data, part) and getattr(data, part) is not None:
             corpora.open_corpus(data, part, seed=seed)
-    vocabs = vocab.open_vocabularies(corpus, data.vocab, seed=seed, cache=data.cache)
+    vocabs = vocab_training.open_vocabularies(corpus, data.vocab, seed=seed, cache=data.cache)
     encoded = encode.encode_corpus(
         corpus,
         vocabs,

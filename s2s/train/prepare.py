@@ -16,7 +16,7 @@ import jax
 import numpy as np
 
 from s2s.config import Config
-from s2s.data import buckets, corpora, encode, plan, vocab
+from s2s.data import buckets, corpora, encode, plan, vocab, vocab_training
 from s2s.infra import checkpoint, compilation, report, sharding
 from s2s.judge import Judge
 from s2s.learn import optim
@@ -176,7 +176,9 @@ def _vocabularies(cfg: Config, work: Workdir, corpus: corpora.Corpus, chief: boo
     """Makes the vocabularies once; a resumed run and other processes read what was kept."""
     if chief and not work.vocab.exists():
         draft = work.vocab.with_suffix(".draft")
-        vocabs = vocab.open_vocabularies(corpus, cfg.data.vocab, seed=cfg.run.seed, cache=cfg.data.cache)
+        vocabs = vocab_training.open_vocabularies(
+            corpus, cfg.data.vocab, seed=cfg.run.seed, cache=cfg.data.cache
+        )
         vocab.save_vocabularies(vocabs, draft)
         draft.rename(work.vocab)
     sharding.barrier("vocabularies saved")

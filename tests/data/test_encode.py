@@ -10,7 +10,7 @@ from s2s.config import VocabConfig
 from s2s.data import encode as encode_lib
 from s2s.data.corpora import CorpusError
 from s2s.data.encode import encode_corpus
-from s2s.data.vocab import train_vocabularies
+from s2s.data.vocab_training import train_vocabularies
 
 
 class FakeCorpus(list):
