@@ -21,7 +21,7 @@ from s2s.data import corpora, encode
 from s2s.data import vocab as vocab_lib
 from s2s.data.vocab import Vocabularies
 from s2s.ensemble import members, open_models
-from s2s.infra import picture, sharding
+from s2s.infra import distributed, picture, sharding
 from s2s.learn import metrics as metrics_lib
 from s2s.likelihood import Likelihood
 from s2s.translator import Translation, Translator, describe
@@ -189,7 +189,7 @@ class Judge:
             max_source=None,
             max_target=None,
             cache=self._cfg.data.cache,
-            progress=sharding.is_main_process(),
+            progress=distributed.is_main_process(),
         )
 
     def _local(self, params: Any) -> Any:

@@ -17,7 +17,7 @@ from s2s.batch import Batch
 from s2s.config import Config
 from s2s.data import encode, pipeline, plan
 from s2s.ensemble import assemble, each_replica
-from s2s.infra import sharding
+from s2s.infra import distributed, sharding
 from s2s.learn.loss import Sums
 
 # Each shape is a compilation, and a development part is seen too seldom to earn many.
@@ -56,8 +56,8 @@ class Likelihood:
                 self.encoded,
                 self.plan,
                 epoch=0,
-                process_index=sharding.process_index() if shared else 0,
-                process_count=sharding.process_count() if shared else 1,
+                process_index=distributed.process_index() if shared else 0,
+                process_count=distributed.process_count() if shared else 1,
             )
         ]
         host = sharding.to_host(sums)

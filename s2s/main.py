@@ -50,22 +50,23 @@ def main(argv: list[str]) -> None:
     from s2s import train
     from s2s.data.corpora import CorpusError
     from s2s.data.vocab import VocabularyError
-    from s2s.infra import sharding
+    from s2s.infra import distributed
     from s2s.infra.checkpoint import CheckpointError
     from s2s.workdir import WorkdirError
 
     try:
-        sharding.initialize_distributed(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
+        distributed.initialize(_COORDINATOR.value, _PROCESSES.value, _PROCESS.value)
         train.run(cfg, workdir, began=_BEGAN)
     except train.Interrupted as stop:
         print(f"s2s: {stop}", file=sys.stderr)
         sys.exit(128 + stop.signal)
     except (
-        config_lib.ConfigError, CorpusError, VocabularyError, CheckpointError, WorkdirError, train.Diverged
+        config_lib.ConfigError, CorpusError, VocabularyError, CheckpointError, WorkdirError, train.Diverged,
+        distributed.DistributedError,
     ) as error:  # fmt: skip
         _refuse(error)
     except Exception:
-        if sharding.process_count() == 1:
+        if distributed.process_count() == 1:
             raise
         # Most often another process is gone, for which JAX would wait at a usual exit.
         traceback.print_exc()

@@ -23,7 +23,7 @@ from s2s.batch import EOS, PAD, Batch
 from s2s.config import SearchConfig
 from s2s.data.vocab import Vocabularies
 from s2s.ensemble import Speaker, assemble, each_replica
-from s2s.infra import sharding
+from s2s.infra import distributed, sharding
 from s2s.nn.bound import common_max
 
 # Source lengths are rounded up to one of these, so that few programs are compiled.
@@ -117,7 +117,7 @@ class Translator:
         wanted = [number for number, text in enumerate(texts) if text.strip()]
         # Longest first: a machine too small for the longest sentence says so at once.
         wanted.sort(key=lambda number: -len(sources[number]))
-        bar = sharding.is_main_process() and progress is not None and sys.stderr.isatty()
+        bar = distributed.is_main_process() and progress is not None and sys.stderr.isatty()
         from tqdm import tqdm
 
         with tqdm(total=len(wanted), desc=progress, unit="line", disable=not bar, leave=False) as shown:

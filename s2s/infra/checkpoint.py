@@ -19,7 +19,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from s2s.infra import sharding
+from s2s.infra import distributed
 from s2s.infra.snapshot import (
     CheckpointError,
     Damaged,
@@ -156,10 +156,10 @@ class Checkpoints:
             return None
         state, progress, step, damaged = found
         if damaged:
-            if sharding.is_main_process():
+            if distributed.is_main_process():
                 for bad in damaged:
                     _set_aside(self.folder / str(bad))
-            sharding.barrier("damaged checkpoints set aside")
+            distributed.barrier("damaged checkpoints set aside")
             if self._manager is not None:
                 self._manager.reload()
         return state, progress, step
@@ -340,7 +340,7 @@ def _newest(
         except Damaged as error:
             problem = error
         # All processes must go on from the same step.
-        if not sharding.any_process(problem is not None):
+        if not distributed.any_process(problem is not None):
             return state, progress, step, damaged
         _warn(folder / str(step), problem or "another process could not read it")
         damaged.append(step)

@@ -1,4 +1,4 @@
-"""Devices and processes: who holds which rows, and the only file that counts either.
+"""Devices: which of them holds which rows, and the only file that counts them.
 
 Decides that parameters are replicated and batches cut by rows over one mesh axis,
 "data"; and that replicas, where a program trains several models, are dealt out over
@@ -15,69 +15,15 @@ from typing import Any, TypeVar
 
 import jax
 import numpy as np
-from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from s2s.infra import distributed
 
 Tree = TypeVar("Tree")
 
 AXIS = "data"
 REPLICAS = "replica"
 _WHOLE_AND_ROWS = PartitionSpec(), PartitionSpec(AXIS)
-
-# Number of processes, as launchers tell it to each process they start.
-_LAUNCHERS = ("SLURM_STEP_NUM_TASKS", "OMPI_COMM_WORLD_SIZE")
-
-
-def initialize_distributed(
-    coordinator: str | None = None, num_processes: int | None = None, process_id: int | None = None
-) -> None:
-    """Joins the processes of one run; a run of one process needs nothing and gets nothing.
-
-    Must come before anything that asks for devices. Values not given are read from
-    the environment: JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or
-    what Slurm, Open MPI or a TPU pod set by themselves.
-
-    Args:
-      coordinator: host:port of process 0.
-      num_processes: processes in the run.
-      process_id: this process, from 0.
-
-    Raises:
-      ValueError: some of the three are known and others are not.
-    """
-    coordinator = coordinator or os.environ.get("JAX_COORDINATOR_ADDRESS")
-    if coordinator is None and num_processes is None and process_id is None:
-        pod = len(os.environ.get("TPU_WORKER_HOSTNAMES", "").split(",")) > 1
-        if pod or any(int(os.environ.get(name, "1")) > 1 for name in _LAUNCHERS):
-            jax.distributed.initialize()
-        return
-    if num_processes is None and "JAX_NUM_PROCESSES" in os.environ:
-        num_processes = int(os.environ["JAX_NUM_PROCESSES"])
-    if process_id is None and "JAX_PROCESS_ID" in os.environ:
-        process_id = int(os.environ["JAX_PROCESS_ID"])
-    if coordinator is None or num_processes is None or process_id is None:
-        raise ValueError(
-            f"a run of several processes needs all of coordinator={coordinator!r}, num_processes="
-            f"{num_processes} and process_id={process_id}: give them, or set JAX_COORDINATOR_ADDRESS, "
-            "JAX_NUM_PROCESSES and JAX_PROCESS_ID"
-        )
-    if num_processes > 1:
-        jax.distributed.initialize(coordinator, num_processes, process_id)
-
-
-def process_index() -> int:
-    """This process, from 0."""
-    return jax.process_index()
-
-
-def process_count() -> int:
-    """Processes in the run."""
-    return jax.process_count()
-
-
-def is_main_process() -> bool:
-    """True in the one process that prints and writes."""
-    return jax.process_index() == 0
 
 
 def make_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -215,7 +161,7 @@ def to_global(batch: Tree, mesh: Mesh) -> Tree:
       mesh: of `make_mesh`.
 
     Returns:
-      The same structure; first axes are ``process_count()`` times as long.
+      The same structure; first axes are ``distributed.process_count()`` times as long.
 
     Raises:
       ValueError: the rows cannot be shared out evenly over this process's devices.
@@ -238,7 +184,7 @@ def replicas_to_global(batch_R: Tree, mesh: Mesh) -> Tree:
 
 def _from_own_rows(batch: Tree, mesh: Mesh, sharding: NamedSharding, axis: int) -> Tree:
     shared = spans_processes(mesh)
-    own = rows_multiple(mesh) // (process_count() if shared else 1)
+    own = rows_multiple(mesh) // (distributed.process_count() if shared else 1)
     for leaf in jax.tree.leaves(batch):
         if leaf.shape[axis] % own:
             raise ValueError(
@@ -389,7 +335,7 @@ def jit_init(make: Callable[..., Any], mesh: Mesh) -> Any:
 
 def to_host(tree: Tree) -> Tree:
     """Copies arrays to NumPy arrays, all of which is on this host's devices: on each, or in parts."""
-    return jax.tree.map(_to_host, tree) if process_count() > 1 else jax.device_get(tree)
+    return jax.tree.map(_to_host, tree) if distributed.process_count() > 1 else jax.device_get(tree)
 
 
 def _to_host(leaf: Any) -> Any:
@@ -399,21 +345,3 @@ def _to_host(leaf: Any) -> Any:
     for shard in leaf.addressable_shards:
         whole[shard.index] = jax.device_get(shard.data)
     return whole
-
-
-def any_process(flag: bool) -> bool:
-    """True in every process if the flag is true in any.
-
-    Every process must call it, at the same place: it waits for all of them and for the
-    steps already dispatched, so ask now and then, not at every step.
-    """
-    if process_count() == 1:
-        return bool(flag)
-    with jax.transfer_guard("allow"):
-        return bool(multihost_utils.process_allgather(np.asarray(flag)).any())
-
-
-def barrier(name: str) -> None:
-    """Waits until every process has come here."""
-    if process_count() > 1:
-        multihost_utils.sync_global_devices(name)

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple
 from s2s import variation
 from s2s.config import Config, ConfigError
 from s2s.data.tasks import TASKS
-from s2s.infra import report, sharding
+from s2s.infra import distributed, report, sharding
 from s2s.judge import record_ensemble
 from s2s.nn import cudnn
 from s2s.train import summary
@@ -72,7 +72,7 @@ def run(cfg: Config, folder: str, *, began: float | None = None) -> dict[str, An
     began = time.monotonic() if began is None else began
     if cfg.run.replicas > 1:
         sharding.use_cores(cfg.run.replicas)
-    work, chief = Workdir(folder), sharding.is_main_process()
+    work, chief = Workdir(folder), distributed.is_main_process()
     changed = work.check(cfg)
     finished = _is_finished(work, changed)
     if not finished and cfg.run.replicas > 1:
@@ -146,20 +146,20 @@ def _run_replicas(cfg: Config, work: Workdir, began: float) -> None:
     _check_together(runs)
 
     def prepared() -> None:
-        if sharding.is_main_process():
+        if distributed.is_main_process():
             work.write_config(cfg)
 
     outcomes = _together(runs, began, prepared)
     if all(outcome.failure for outcome in outcomes):
         raise Diverged("\n".join(f"{each.folder}: {each.failure}" for each in outcomes))
-    if sharding.is_main_process():
+    if distributed.is_main_process():
         seeds = [each.cfg.run.seed for each in runs]
         found = [(Path(each.folder).name, each.results, each.failure) for each in outcomes]
         work.write_results(summary.of_replicas(cfg.name, seeds, found))
         # A generated task has other pairs, so other vocabularies, for every seed.
         if cfg.data.train not in TASKS and not any(each.failure for each in outcomes):
             record_ensemble([work.path], work.ensemble)
-    sharding.barrier("results of the replicas saved")
+    distributed.barrier("results of the replicas saved")
 
 
 def _check_together(runs: Sequence[Run]) -> None:
@@ -203,7 +203,7 @@ def _train(
             "config.model.recurrence='cudnn' needs an NVIDIA GPU, and JAX runs on none: "
             "install s2s[cuda], or use 'scan', which learns the same parameters"
         )
-    chief = sharding.is_main_process()
+    chief = distributed.is_main_process()
     for text in dict.fromkeys(
         f"config.{name}: was {there!r}, is {now!r} from here on"
         for cfg, work in runs
@@ -245,9 +245,9 @@ def _train(
                     seconds_to_first_step=first_update,
                     writes=chief,
                 )
-    sharding.barrier("results saved")
+    distributed.barrier("results saved")
 
 
 def _tell(text: str) -> None:
-    if sharding.is_main_process():
+    if distributed.is_main_process():
         print(text, file=sys.stderr)

@@ -17,7 +17,7 @@ import jax
 
 from s2s.batch import Batch
 from s2s.data import plan
-from s2s.infra import report, sharding
+from s2s.infra import distributed, report, sharding
 from s2s.train.member import Diverged, Member
 from s2s.train.program import Program
 
@@ -136,8 +136,8 @@ class Loop:
         for number in saved:
             self._save(number)
         # Several processes must agree, which costs a collective: not at every step.
-        together = sharding.process_count() == 1 or due
-        if together and sharding.any_process(bool(asked)):
+        together = distributed.process_count() == 1 or due
+        if together and distributed.any_process(bool(asked)):
             self._stop(asked[0] if asked else signal.SIGTERM)
         self._running = [member for member in self._running if member.training]
 

@@ -17,7 +17,7 @@ import numpy as np
 
 from s2s.config import Config
 from s2s.data import buckets, corpora, encode, plan, vocab, vocab_training
-from s2s.infra import checkpoint, compilation, report, sharding
+from s2s.infra import checkpoint, compilation, distributed, report, sharding
 from s2s.judge import Judge
 from s2s.learn import optim
 from s2s.learn import step as step_lib
@@ -83,7 +83,7 @@ def prepare(
       CorpusError, VocabularyError, CheckpointError: as their names say.
       WorkdirError: the training data, or the batch shapes, are not what the checkpoints were trained with.
     """
-    chief = sharding.is_main_process()
+    chief = distributed.is_main_process()
     compilation.keep_programs(corpora.cache_folder(runs[0][0].data.cache))
 
     # Data.
@@ -181,7 +181,7 @@ def _vocabularies(cfg: Config, work: Workdir, corpus: corpora.Corpus, chief: boo
         )
         vocab.save_vocabularies(vocabs, draft)
         draft.rename(work.vocab)
-    sharding.barrier("vocabularies saved")
+    distributed.barrier("vocabularies saved")
     return vocab.load_vocabularies(work.vocab, cfg.data.vocab)
 
 

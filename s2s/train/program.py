@@ -16,7 +16,7 @@ import numpy as np
 from s2s.batch import Batch
 from s2s.data import pipeline
 from s2s.data.plan import Bucket, Tick
-from s2s.infra import compilation, sharding
+from s2s.infra import compilation, distributed, sharding
 from s2s.learn import optim, replicas
 from s2s.learn import step as step_lib
 from s2s.train.member import Member
@@ -85,8 +85,8 @@ class Alone:
             self._member.layout,
             epoch=epoch,
             start=first,
-            process_index=sharding.process_index(),
-            process_count=sharding.process_count(),
+            process_index=distributed.process_index(),
+            process_count=distributed.process_count(),
             prefetch=self._member.cfg.data.prefetch,
         )
 
@@ -158,8 +158,8 @@ class Together:
             [member.layout for member in self._members],
             ticks,
             epoch=epoch,
-            process_index=sharding.process_index(),
-            process_count=sharding.process_count(),
+            process_index=distributed.process_index(),
+            process_count=distributed.process_count(),
             prefetch=self._members[0].cfg.data.prefetch,
         )
 

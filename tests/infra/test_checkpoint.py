@@ -490,10 +490,10 @@ PAIR = textwrap.dedent(
     process, address, folder = int(sys.argv[1]), *sys.argv[2:]
     import jax
     import numpy as np
-    from s2s.infra import sharding
+    from s2s.infra import distributed, sharding
     from s2s.infra.checkpoint import Checkpoints
 
-    sharding.initialize_distributed(address, 2, process)
+    distributed.initialize(address, 2, process)
     mesh = sharding.make_mesh()
     state = sharding.replicate({"w": np.arange(6, dtype=np.float32), "n": np.int32(4)}, mesh)
     like = sharding.abstract_replicated(jax.eval_shape(lambda: state), mesh)

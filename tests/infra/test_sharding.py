@@ -62,26 +62,6 @@ def test_replicas_get_the_devices_that_they_can_be_dealt_out_to(replicas, device
     np.testing.assert_array_equal(sharding.to_host(cut).source_BS, batch.source_BS)
 
 
-def test_one_process_is_the_main_one_and_asks_nobody():
-    sharding.initialize_distributed()
-    assert (sharding.process_index(), sharding.process_count()) == (0, 1)
-    assert sharding.is_main_process()
-    assert sharding.any_process(True) is True
-    assert sharding.any_process(False) is False
-    sharding.barrier("nobody else")
-
-
-def test_half_an_address_is_refused(monkeypatch):
-    for name in ("JAX_COORDINATOR_ADDRESS", "JAX_NUM_PROCESSES", "JAX_PROCESS_ID"):
-        monkeypatch.delenv(name, raising=False)
-    with pytest.raises(ValueError, match="coordinator='localhost:1', num_processes=2 and process_id=None"):
-        sharding.initialize_distributed("localhost:1", 2)
-    with pytest.raises(ValueError, match="JAX_COORDINATOR_ADDRESS"):
-        sharding.initialize_distributed(num_processes=2, process_id=0)
-    sharding.initialize_distributed("localhost:1", 1, 0)
-    assert sharding.process_count() == 1
-
-
 def test_rows_are_cut_over_the_devices_in_order_under_the_transfer_guard():
     mesh = sharding.make_mesh()
     batch = make_batch(16)
@@ -145,13 +125,13 @@ WORKER = textwrap.dedent(
     import jax
     import numpy as np
     from jax.experimental import multihost_utils
-    from s2s.infra import sharding
+    from s2s.infra import distributed, sharding
     from test_sharding import make_batch, replicas_step, start, step
 
-    sharding.initialize_distributed(address, 2, process)
+    distributed.initialize(address, 2, process)
     mesh = sharding.make_mesh()
-    assert sharding.process_count() == 2 and mesh.size == 2 * int(devices)
-    assert sharding.is_main_process() == (process == 0)
+    assert distributed.process_count() == 2 and mesh.size == 2 * int(devices)
+    assert distributed.is_main_process() == (process == 0)
     jax.config.update("jax_transfer_guard", "disallow")
     state = sharding.replicate(start(), mesh)
     train = sharding.jit_train_step(step, mesh)
@@ -164,7 +144,7 @@ WORKER = textwrap.dedent(
         values.append(sharding.to_host(value))
     with jax.transfer_guard("allow"):
         gathered = multihost_utils.process_allgather(decode(state, batch), tiled=True)
-    stopped = [sharding.any_process(process == 1), sharding.any_process(False)]
+    stopped = [distributed.any_process(process == 1), distributed.any_process(False)]
     own = sharding.make_replicas_mesh(2)
     assert dict(own.shape) == {"replica": int(devices), "data": 2}
     pair = sharding.place_replicas(jax.tree.map(lambda leaf: np.stack([leaf, leaf + 1]), start()), own)
@@ -175,7 +155,7 @@ WORKER = textwrap.dedent(
         batch = type(make_batch(16))(*(np.stack([a[rows], b[rows]]) for a, b in parts))
         pair, _ = train(pair, nothing, nothing, sharding.replicas_to_global(batch, own))
     pair = sharding.to_host(pair)["w"]
-    sharding.barrier("end")
+    distributed.barrier("end")
     weights = sharding.to_host(state)["w"]
     np.savez(f"{out}/{process}.npz", w=weights, values=values, rows=gathered, stopped=stopped, pair=pair)
     """

@@ -34,7 +34,7 @@ def assert_same_model(one, other):
 
 def stop_at(monkeypatch, step):
     """Sends this process SIGTERM after so many updates, where the loop looks for it."""
-    real, seen = train.sharding.any_process, []
+    real, seen = train.distributed.any_process, []
 
     def look(flag):
         seen.append(flag)
