@@ -146,14 +146,19 @@ class Workdir:
         """The configuration of the run that made this work directory.
 
         Raises:
-          WorkdirError: there is none.
+          WorkdirError: there is none, or it is damaged.
         """
         if not self.config.exists():
             raise WorkdirError(
                 f"{self.path} is no work directory: it has no config.json. Train one with "
                 f"python -m s2s.main --config experiments/luong_general.py --workdir {self.path}"
             )
-        return config_lib.from_json(self.config.read_text(encoding="utf-8"))
+        try:
+            return config_lib.from_json(self.config.read_text(encoding="utf-8"))
+        except ValueError as error:
+            raise WorkdirError(
+                f"{self.config} cannot be used: {error}; restore the file or train again in a new folder"
+            ) from error
 
     def load(self) -> tuple[Config, vocab_lib.Vocabularies, Any, Any]:
         """Opens a trained model: the finished one, or else the best checkpoint so far.
@@ -162,7 +167,8 @@ class Workdir:
           Its configuration, vocabularies, graph definition and parameters.
 
         Raises:
-          WorkdirError: there is no configuration or no model yet, or there are several.
+          WorkdirError: there is no sound configuration or no model yet, or there are several.
+          VocabularyError, CheckpointError: a part of it is damaged.
         """
         cfg = self.read_config()
         if replicas := self.replicas:

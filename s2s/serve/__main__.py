@@ -42,6 +42,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for name in ("max_pieces", "max_sentences", "max_bytes", "max_beam", "max_waiting", "batch_sentences"):
         if getattr(args, name) < 1:
             parser.error(f"--{name.replace('_', '-')} {getattr(args, name)} must be at least 1")
+    if not 0 <= args.port < 1 << 16:
+        parser.error(f"--port {args.port} must be from 0 to 65535")
     if args.timeout <= 0:
         parser.error(f"--timeout {args.timeout:g} must be above 0")
     try:

@@ -51,6 +51,15 @@ def test_empty_input_gives_empty_output(trained, lines, capsysbinary):
     )
 
 
+def test_ctrl_c_leaves_what_is_translated_and_no_trace(trained, lines, capsysbinary, monkeypatch):
+    def pressed(self, params, texts, progress=None):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(Translator, "__call__", pressed)
+    done = run(translate.main, "--workdir", trained, "--input", lines(b"a b\n"), capsysbinary=capsysbinary)
+    assert done == (130, "", "")
+
+
 def test_nbest_scores_and_alignments(trained, lines, tmp_path, capsysbinary):
     pharaoh, soft = tmp_path / "links.txt", tmp_path / "soft.jsonl"
     arguments = ["--workdir", trained, "--input", lines(b"a b c d e\n\nf g h i\n"), "--beam", 3]
@@ -173,6 +182,13 @@ def test_mistakes_are_told_and_not_traced(trained, main, arguments, told, capsys
         arguments = ["--workdir", trained, *arguments]
     code, out, err = run(main, *arguments, capsysbinary=capsysbinary)
     assert code == 2 and told in err and "Traceback" not in err and out == ""
+
+
+@pytest.mark.parametrize("saved", ["{", '{"model": {"hiden": 3}}'])
+def test_a_damaged_config_is_told_with_its_file(tmp_path, saved, capsysbinary):
+    (tmp_path / "config.json").write_text(saved)
+    code, _, err = run(translate.main, "--workdir", tmp_path, capsysbinary=capsysbinary)
+    assert code == 2 and f"{tmp_path}/config.json cannot be used: " in err
 
 
 @pytest.mark.slow

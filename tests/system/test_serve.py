@@ -14,6 +14,7 @@ import httpx
 import pytest
 from playwright import sync_api
 
+from s2s.serve import __main__ as serve
 from s2s.serve.openapi import Limits, describe
 from s2s.translator import Translator
 from s2s.workdir import Workdir
@@ -234,3 +235,11 @@ def test_the_page_translates_while_one_types_and_explains_on_enter(server, expec
         browser.close()
     # The refusal is a failed request to the browser, which says so.
     assert [text for text in complaints if "422" not in text] == []
+
+
+@pytest.mark.parametrize("port", ["-1", "65536"])
+def test_a_port_that_there_is_not_is_told(port, capsys):
+    """Else the system takes its last 16 bits."""
+    with pytest.raises(SystemExit):
+        serve.main(["--workdir", "anywhere", "--port", port])
+    assert f"--port {port} must be from 0 to 65535" in capsys.readouterr().err
