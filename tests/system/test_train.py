@@ -44,7 +44,7 @@ def stop_at(monkeypatch, step):
             return True
         return real(flag)
 
-    monkeypatch.setattr(train.sharding, "any_process", look)
+    monkeypatch.setattr(train.distributed, "any_process", look)
 
 
 def settings(cache, **overrides):
