@@ -37,6 +37,8 @@ _WARNING = signal.SIGUSR2
 # States of squeue after which a job does not run again.
 _ENDED = ("BOOT_FAIL", "CANCELLED", "COMPLETED", "DEADLINE", "FAILED", "NODE_FAIL", "OUT_OF_MEMORY",
           "REVOKED", "TIMEOUT")  # fmt: skip
+# States of squeue in which a job's processes run; in the second a signal is on its way to them.
+_RUNNING = ("RUNNING", "SIGNALING")
 # So often must a job be found ended without a result: its result may come here later than that news.
 _GONE = 2
 
@@ -178,7 +180,7 @@ class Cluster:
 
     def _note_states(self, rows: list[dict[str, str]]) -> None:
         self._states = {row["id"]: row["state"] for row in rows}
-        self.running = {name for name, one in self._known.items() if self._states.get(one["id"]) == "RUNNING"}
+        self.running = {name for name, one in self._known.items() if self._states.get(one["id"]) in _RUNNING}
 
     def _active(self, name: str) -> bool:
         return self._states.get(self._known[name]["id"], "CANCELLED") not in _ENDED
@@ -260,9 +262,12 @@ def _let_slurm_ask_in_vain() -> None:
 
 def _runs_still() -> bool:
     """Whether the job that this process is in is, for Slurm, neither cancelled nor queued again."""
+    # A member of an array by its place: its other number may be that of the whole array.
+    array, place = os.environ.get("SLURM_ARRAY_JOB_ID"), os.environ.get("SLURM_ARRAY_TASK_ID")
+    number = os.environ.get("SLURM_JOB_ID") if array is None else f"{array}_{place}"
     with contextlib.suppress(LaunchError):
-        number = os.environ.get("SLURM_JOB_ID")
-        return number is not None and [row["state"] for row in _squeue("--jobs", number)] == ["RUNNING"]
+        states = [row["state"] for row in _squeue("--jobs", number)] if number else []
+        return len(states) == 1 and states[0] in _RUNNING
     return False
 
 

@@ -264,14 +264,17 @@ def test_a_program_stopped_from_outside_has_no_result(tmp_path):
         signal.signal(signal.SIGTERM, kept)
 
 
+@pytest.mark.parametrize("state", ["RUNNING", "SIGNALING"])
 @pytest.mark.parametrize("told", [signal.SIGUSR2, signal.SIGTERM], ids=["warned", "preempted"])
-def test_a_job_is_queued_again_though_slurm_stops_it_meanwhile(tmp_path, paper_slurm, told):
+def test_a_job_is_queued_again_though_slurm_stops_it_meanwhile(tmp_path, paper_slurm, told, state):
     """What Slurm does with a job that asks to be queued again: SIGTERM to it and to its scontrol."""
     folder = tmp_path / "folder"
     wait = f"trap 'exit 143' TERM; echo > {tmp_path}/started; while :; do sleep 0.05; done"
     with pytest.raises(Stopped):
         launch_slurm([shell(tmp_path, name, wait) for name in "ab"], folder, {}, stop_soon)
-    paper_slurm.write_text("1_0|1|RUNNING|x\n")
+    paper_slurm.write_text(f"1_0|1|{state}|x\n1_1|1|PENDING|x\n")
+    # Asked for 1, Slurm tells of the whole array.
+    (tmp_path / "bin" / "squeue").write_text(f'#!/bin/bash\ngrep "^${{@: -1}}[_|]" {paper_slurm}\n')
     scontrol = tmp_path / "bin" / "scontrol"
     scontrol.write_text(f"#!/bin/bash\nkill $PPID $$; sleep 0.2; echo $* > {tmp_path}/asked\n")
     scontrol.chmod(0o755)
