@@ -23,14 +23,15 @@ from tests.launch.conftest import (
 
 pytestmark = pytest.mark.slow
 
-# Counts to 60 in six seconds, a file for every start; saves on SIGTERM and goes on from there.
+# Counts to 60 in six seconds; saves on SIGTERM and goes on from there. A file for every start, made when
+# there is something to save.
 COUNTER = """
 import pathlib, signal, sys, time
 folder = pathlib.Path(sys.argv[1])
 folder.mkdir(exist_ok=True)
 saved = folder / "saved"
 count = int(saved.read_text()) if saved.exists() else 0
-(folder / f"started at {count}").touch()
+begun = count
 def save(number, frame):
     saved.write_text(str(count))
     sys.exit(143)
@@ -38,6 +39,7 @@ signal.signal(signal.SIGTERM, save)
 while count < 60:
     time.sleep(0.1)
     count += 1
+    (folder / f"started at {begun}").touch()
 """
 
 
