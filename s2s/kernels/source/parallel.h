@@ -31,13 +31,16 @@ typedef struct {
 } Share;
 
 #define UNIT_BITS 20
-#define UNIT(word) ((long)((word) & ((1 << UNIT_BITS) - 1)))
+#define MOST_UNITS ((1l << UNIT_BITS) - 1)
+#define UNIT(word) ((long)((word) & MOST_UNITS))
 #define END(word) UNIT((word) >> UNIT_BITS)
 #define PHASE(word) ((long)((word) >> 2 * UNIT_BITS))
 
 typedef struct {
   Phases phases;
   long workers;
+  /* Units of this phase, and how many of them are taken at a time: with more than a word can count, several. */
+  long size, each;
   atomic_long phase, undone, arrived, references;
   /* Worker w begins with units [size * w / workers, ...) of a phase: what it reads of a weight is then
      mostly in its cache from the last time. */
@@ -48,16 +51,18 @@ typedef struct {
 static void begin_phase(Crew *c, long phase) {
   long size = 0;
   while (phase < c->phases.count && !(size = c->phases.size(phase, c->phases.argument))) phase++;
-  atomic_store_explicit(&c->undone, size, memory_order_relaxed);
-  for (long w = 0; size && w < c->workers; w++) {
-    uint64_t first = size * w / c->workers, end = size * (w + 1) / c->workers;
+  c->size = size, c->each = size / MOST_UNITS + 1;
+  const long units = (size + c->each - 1) / c->each;
+  atomic_store_explicit(&c->undone, units, memory_order_relaxed);
+  for (long w = 0; units && w < c->workers; w++) {
+    uint64_t first = units * w / c->workers, end = units * (w + 1) / c->workers;
     uint64_t word = (uint64_t)phase << 2 * UNIT_BITS | end << UNIT_BITS | first;
     atomic_store_explicit(&c->share[w].left, word, memory_order_release);
   }
   atomic_store_explicit(&c->phase, phase, memory_order_release);
 }
 
-/* One unit of a share, if one is left. */
+/* One unit of a share, or as many as are taken at a time, if one is left. */
 static int work_unit(Crew *c, Share *share, long phase) {
   uint64_t word = atomic_load_explicit(&share->left, memory_order_acquire);
   /* Every other phase from the end: what was read last is still in the cache, and what was read first
@@ -68,7 +73,9 @@ static int work_unit(Crew *c, Share *share, long phase) {
     if (PHASE(word) != phase || UNIT(word) == END(word)) return 0;
   while (!atomic_compare_exchange_weak_explicit(&share->left, &word, word + taken, memory_order_acq_rel,
                                                 memory_order_acquire));
-  c->phases.unit(phase, from_end ? END(word) - 1 : UNIT(word), c->phases.argument);
+  const long first = (from_end ? END(word) - 1 : UNIT(word)) * c->each, end = first + c->each;
+  for (long number = first; number < end && number < c->size; number++)
+    c->phases.unit(phase, number, c->phases.argument);
   if (atomic_fetch_sub_explicit(&c->undone, 1, memory_order_acq_rel) == 1) begin_phase(c, phase + 1);
   return 1;
 }
