@@ -74,8 +74,8 @@ INLINE Floats hyperbolic_tangent(Floats x) {
   p = p * square - 0.3333328068256378f;
   Floats small = x + x * square * p;
   Floats large = 1 - 2 * reciprocal(exponential(2 * size) + 1);
-  large = (Floats)((Ints)large | ((Ints)x & sign_bit));
-  return if_less(size, every(0.625f), small, large);
+  /* Also of -0, which the sum has made 0. */
+  return (Floats)((Ints)if_less(size, every(0.625f), small, large) | ((Ints)x & sign_bit));
 }
 
 /* Up to 16 numbers of an array of float32, or of bfloat16; zeros beyond. */
