@@ -46,13 +46,14 @@ def available(state_BH: jax.Array) -> bool:
 
 @partial(jax.custom_vjp, nondiff_argnums=(0,))
 def lstm(
-    reverse: tuple[bool, ...], length_B: jax.Array, directions: Sequence[Direction]
+    reverse: tuple[bool, ...], length_B: jax.Array, directions: list[Direction]
 ) -> tuple[jax.Array, list[tuple[jax.Array, ...]]]:
     """Walks a layer's directions.
 
     Args:
       reverse: of each direction, whether it reads from the last position to the first.
-      length_B: int32, positions of each row, the first ones; at others nothing is read.
+      length_B: int32, positions of each row, the first ones (all where there are fewer); at others nothing
+        is read.
       directions: one or two.
 
     Returns:
@@ -64,7 +65,7 @@ def lstm(
 
 
 def _call(
-    reverse: tuple[bool, ...], length_B: jax.Array, directions: Sequence[Direction], keep: bool
+    reverse: tuple[bool, ...], length_B: jax.Array, directions: list[Direction], keep: bool
 ) -> list[jax.Array]:
     """Outputs, and for each direction: last h and c, and if they are to be kept, opened gates and cells."""
     _, gates_TBG, h_BH, _ = directions[0]
@@ -89,9 +90,7 @@ def _attributes(reverse: tuple[bool, ...], dtype: Any) -> dict[str, Any]:
     return {"reverse": np.int64(bits), "parts": np.int64(parts_of(dtype))}
 
 
-def _forward(
-    reverse: tuple[bool, ...], length_B: jax.Array, directions: Sequence[Direction]
-) -> tuple[Any, Any]:
+def _forward(reverse: tuple[bool, ...], length_B: jax.Array, directions: list[Direction]) -> tuple[Any, Any]:
     outputs, *rest = _call(reverse, length_B, directions, keep=True)
     each = [rest[at : at + _KINDS] for at in range(0, len(rest), _KINDS)]
     kept = [(opened, cells) for _, _, opened, cells in each]
@@ -122,10 +121,11 @@ def _backward(reverse: tuple[bool, ...], residuals: Any, gradients: Any) -> Any:
 
 def _read(reverse: bool, length_B: jax.Array, outputs_TBH: jax.Array, first_BH: jax.Array) -> jax.Array:
     """The h that each position of a row read."""
+    steps = len(outputs_TBH)
     if not reverse:
-        return jnp.concatenate([first_BH[None], outputs_TBH[:-1]])
+        return jnp.concatenate([first_BH[None], outputs_TBH[:-1]])[:steps]
     later = jnp.concatenate([outputs_TBH[1:], jnp.zeros_like(outputs_TBH[:1])])
-    last_TB = jnp.arange(len(outputs_TBH))[:, None] == length_B - 1
+    last_TB = jnp.arange(steps)[:, None] == jnp.minimum(length_B, steps)[None] - 1
     return jnp.where(last_TB[:, :, None], first_BH, later)
 
 

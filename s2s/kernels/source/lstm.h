@@ -243,7 +243,7 @@ INLINE void lstm_row_back(const Lstm *l, Chain *c, long t, long row, long column
   const int real = t < c->lengths[row];
   /* Before this position: nothing else was walked before a row's first. */
   const long before = c->reverse ? t + 1 : t - 1;
-  const int started = c->reverse ? t + 1 < c->lengths[row] : t > 0;
+  const int started = c->reverse ? before < least(c->lengths[row], l->turns) : t > 0;
   for (long v = 0; v < width; v += 16) {
     const long count = least(16, width - v), unit = column + v, state = row * hidden + unit;
     const long gates = at * GATES * hidden + unit;
@@ -358,6 +358,7 @@ static size_t lstm_lay_out(const Lstm *l, Chain *c, char *memory) {
 }
 
 static void lstm(XLA_FFI_CallFrame *frame, Lstm *l) {
+  if (!l->count || !l->hidden) return; /* nothing to write */
   l->width = right_size(l->parts);
   l->columns = blocks(l->hidden, l->width), l->groups = blocks(l->rows, ROWS_OF_UNIT);
   l->turns = 0;
