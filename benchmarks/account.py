@@ -185,7 +185,14 @@ def _decoder(source: int) -> tuple[Any, Any]:
     from s2s.nn.encoder import Memory
 
     cfg = ModelConfig(
-        embedding=HIDDEN, hidden=HIDDEN, layers=LAYERS // 2, bidirectional=False, bridge="copy", dropout=0.0
+        embedding=HIDDEN,
+        hidden=HIDDEN,
+        layers=LAYERS // 2,
+        bidirectional=False,
+        bridge="copy",
+        attention="general",
+        input_feeding=True,
+        dropout=0.0,
     )
     decoder = Decoder(cfg, rngs=nnx.Rngs(0), dtype=jnp.float32, param_dtype=jnp.float32)
     memory = _numbers(BATCH, source, HIDDEN)
@@ -357,9 +364,9 @@ def table_of(title: str, whole: float, pieces: Sequence[Piece], peak: float) -> 
         )
     flops, floor, explained, by_xla = (sum(row[column] for row in rows) for column in (2, 4, 5, 7))
     text = (
-        f"## {title}\n\n{1e3 * whole:.1f} ms. Its products with weights are {flops:.1f} GFLOP, {floor:.1f} ms "
-        f"at the highest rate of a product; its pieces alone take {explained:.1f} ms ({by_xla:.1f} ms through XLA); "
-        f"everything else, and waiting, {1e3 * whole - explained:.1f} ms.\n\n"
+        f"## {title}\n\n{1e3 * whole:.1f} ms. Its products with weights are {flops:.1f} GFLOP, "
+        f"{floor:.1f} ms at the highest rate of a product; its pieces alone take {explained:.1f} ms "
+        f"({by_xla:.1f} ms through XLA); everything else, and waiting, {1e3 * whole - explained:.1f} ms.\n\n"
     )
     headers = ["piece", "times", "GFLOP", "MB", "floor (ms)", "ms", "GFLOP/s", "ms, XLA"]
     return text + table(rows, headers, markdown=True), {"seconds": whole, "pieces": found}

@@ -199,12 +199,12 @@ static Unit unit_of(const Run *r, long number, long columns) {
   return u;
 }
 
-static void sum_up(const Run *r, const Unit *u, const Term *terms, int count, Pieces *pieces) {
+/* Sums of products, and meanwhile what is read after them. */
+static void sum_up(const Run *r, const Unit *u, const Term *terms, int count, Pieces pieces) {
   const long size = left_size(r->parts);
-  Pieces none = {0};
+  pieces.bytes = u->width * r->element, pieces.rows = u->end - u->row;
   enter(r->parts);
-  add_terms(terms, count, u->row / size, blocks(u->end - u->row, size), u->block, u->sums, u->apart,
-            pieces ? pieces : &none);
+  add_terms(terms, count, u->row / size, blocks(u->end - u->row, size), u->block, u->sums, u->apart, &pieces);
   leave(r->parts);
 }
 
@@ -240,7 +240,11 @@ INLINE void layer_step(const Run *r, Decoder *d, Moment m, long number, const in
   if (m.layer || t || d->first_feed)
     for (int g = 0; g < GATES; g++) terms[count++] = (Term){below, &l->below[g], g};
   for (int g = 0; g < GATES; g++) terms[count++] = (Term){l->left[t % 2], &l->own[g], g};
-  sum_up(r, &u, terms, count, NULL);
+  Pieces pieces = {0};
+  if (!m.layer)
+    add_pieces(&pieces, l->gates, (t * r->rows + u.row) * GATES * hidden + u.column, GATES * hidden, GATES, hidden,
+               r->element);
+  sum_up(r, &u, terms, count, pieces);
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), unit = u.column + v, state = row * hidden + unit;
     const long at = (t * r->rows + row) * hidden, gates = at * GATES + unit;
@@ -263,7 +267,7 @@ INLINE void query_step(const Run *r, Decoder *d, Moment m, long number, const in
   const long width = query_width(r);
   Unit u = unit_of(r, number, width);
   Term term = {d->layers[r->depth - 1].left[(m.t + 1) % 2], &d->by_query, 0};
-  sum_up(r, &u, &term, 1, NULL);
+  sum_up(r, &u, &term, 1, (Pieces){0});
   EACH_VECTOR(u, row, v)
   store(d->query, (m.t * r->rows + row) * width + u.column + v, least(16, u.width - v), f, sum_at(r, &u, 0, row, v));
 }
@@ -327,7 +331,7 @@ INLINE void outer_step(const Run *r, Decoder *d, Moment m, long number, const in
   Unit u = unit_of(r, number, r->hidden);
   Term terms[] = {{&d->contexts, &d->read_context, 0},
                   {d->layers[r->depth - 1].left[(m.t + 1) % 2], &d->read_h, 0}};
-  sum_up(r, &u, terms, 2, NULL);
+  sum_up(r, &u, terms, 2, (Pieces){0});
   EACH_VECTOR(u, row, v)
   store(d->attentional, (m.t * r->rows + row) * r->hidden + u.column + v, least(16, u.width - v), f,
         hyperbolic_tangent(sum_at(r, &u, 0, row, v)));
@@ -342,7 +346,7 @@ INLINE void feed_back(const Run *r, Decoder *d, Moment m, long number, const int
   Layer *l = d->layers;
   Term terms[GATES];
   for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[m.turn % 2][g], &l->below[g], 0};
-  if (m.turn) sum_up(r, &u, terms, GATES, NULL);
+  if (m.turn) sum_up(r, &u, terms, GATES, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), at = (m.t * r->rows + row) * r->hidden + u.column + v;
     Floats y = load(d->attentional, at, n, f), d_y = load(d->d_attentional, at, n, f);
@@ -358,7 +362,7 @@ INLINE void read_back(const Run *r, Decoder *d, Moment m, long number, const int
   const int is_context = number < contexts;
   Unit u = unit_of(r, is_context ? number : number - contexts, is_context ? r->memory : r->hidden);
   Term term = {&d->outer, is_context ? &d->read_context : &d->read_h, 0};
-  sum_up(r, &u, &term, 1, NULL);
+  sum_up(r, &u, &term, 1, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v);
     Floats x = sum_at(r, &u, 0, row, v);
@@ -406,7 +410,7 @@ INLINE void query_back(const Run *r, Decoder *d, Moment m, long number, const in
   (void)f, (void)m;
   Unit u = unit_of(r, number, r->hidden);
   Term term = {&d->queries, &d->by_query, 0};
-  sum_up(r, &u, &term, 1, NULL);
+  sum_up(r, &u, &term, 1, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), at = row * r->hidden + u.column + v;
     store(d->by_h, at, n, 0, load(d->by_h, at, n, 0) + sum_at(r, &u, 0, row, v));
@@ -423,7 +427,11 @@ INLINE void layer_back(const Run *r, Decoder *d, Moment m, long number, const in
     for (int g = 0; g < GATES; g++) terms[count++] = (Term){&l->left[m.turn % 2][g], &l->own[g], 0};
   if (above)
     for (int g = 0; g < GATES; g++) terms[count++] = (Term){&above->left[(m.turn + 1) % 2][g], &above->below[g], 1};
-  if (count) sum_up(r, &u, terms, count, NULL);
+  Pieces pieces = {0};
+  const long first = t * r->rows + u.row;
+  add_pieces(&pieces, l->gates, first * GATES * hidden + u.column, GATES * hidden, GATES, hidden, r->element);
+  add_pieces(&pieces, l->cells, first * hidden + u.column, hidden, 1, 0, r->element);
+  if (count) sum_up(r, &u, terms, count, pieces);
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), unit = u.column + v, state = row * hidden + unit;
     const long at = (t * r->rows + row) * hidden, gates = at * GATES + unit;
@@ -449,7 +457,7 @@ INLINE void first_back(const Run *r, Decoder *d, Moment m, long number, const in
   Unit u = unit_of(r, number % each, r->hidden);
   Term terms[GATES];
   for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[m.turn % 2][g], &l->own[g], 0};
-  if (m.turn) sum_up(r, &u, terms, GATES, NULL);
+  if (m.turn) sum_up(r, &u, terms, GATES, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), at = row * r->hidden + u.column + v;
     store(l->last_h, at, n, f, m.turn ? sum_at(r, &u, 0, row, v) : every(0));

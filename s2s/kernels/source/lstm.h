@@ -111,8 +111,8 @@ static float *unit_sums(int parts, long panels) {
 /* Pieces of rows that a unit reads at one position, on their way into the second cache: they lie too far
    apart for a processor to see them coming. */
 typedef struct {
-  const char *first[GATES + 2]; /* of the unit's first row */
-  long stride[GATES + 2];       /* bytes from row to row */
+  const char *first[2 * GATES]; /* of the unit's first row */
+  long stride[2 * GATES];       /* bytes from row to row */
   int kinds;
   long bytes, rows, fetched; /* of a piece; in all; so far */
 } Pieces;
@@ -124,20 +124,22 @@ static void fetch_rows(Pieces *p, long rows) {
         __builtin_prefetch(p->first[kind] + p->fetched * p->stride[kind] + byte, 0, 2);
 }
 
+/* Rows of `stride` numbers, of which the first is read from number `at` on; or `count` times so much of them,
+   `apart` from one another. */
+static void add_pieces(Pieces *p, const void *rows, long at, long stride, int count, long apart, long element) {
+  for (int n = 0; n < count; n++) {
+    p->first[p->kinds] = (const char *)rows + (at + n * apart) * element;
+    p->stride[p->kinds++] = stride * element;
+  }
+}
+
 static Pieces pieces_of(const Lstm *l, const Chain *c, long t, long row, long end, long column, long width) {
   const long element = l->is_bfloat16 ? 2 : 4, hidden = l->hidden, at = t * l->rows + row;
-  Pieces p = {.kinds = GATES, .bytes = width * element, .rows = end - row};
-  for (int g = 0; g < GATES; g++) {
-    p.first[g] = (const char *)c->gates + ((at * GATES + g) * hidden + column) * element;
-    p.stride[g] = GATES * hidden * element;
-  }
+  Pieces p = {.bytes = width * element, .rows = end - row};
+  add_pieces(&p, c->gates, at * GATES * hidden + column, GATES * hidden, GATES, hidden, element);
   if (l->back) {
-    const char *cells = c->cells, *outputs = c->outputs;
-    p.first[GATES] = cells + (at * hidden + column) * element;
-    p.stride[GATES] = hidden * element;
-    p.first[GATES + 1] = outputs + (at * c->outputs_stride + c->outputs_at + column) * element;
-    p.stride[GATES + 1] = c->outputs_stride * element;
-    p.kinds += 2;
+    add_pieces(&p, c->cells, at * hidden + column, hidden, 1, 0, element);
+    add_pieces(&p, c->outputs, at * c->outputs_stride + c->outputs_at + column, c->outputs_stride, 1, 0, element);
   }
   return p;
 }
