@@ -36,6 +36,7 @@ _FUNCTIONS = (
     "s2s_decoder_back",
     "s2s_decoder_pack",
     "s2s_decoder_step",
+    "s2s_softmax",
 )
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 
@@ -141,7 +142,7 @@ def _compiled(folder: Path) -> Path | None:
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
             command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE / "kernels.c")]
-            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, timeout=120)
+            subprocess.run([*command, "-o", str(made), "-lm"], check=True, capture_output=True, timeout=120)
             os.replace(made, path)
     return path
 

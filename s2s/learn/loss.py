@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from s2s.kernels import softmax as fused
 from s2s.kernels.contract import contract, with_constant
 from s2s.nn.bound import common_max
 from s2s.nn.softmax import Softmax
@@ -154,44 +155,31 @@ def _sweep(
     """
     tokens, axis = len(mask_N), softmax.vocab_axis
     precise = jnp.promote_types(x_NH.dtype, jnp.float32)
-    entries = len(softmax.bias_V) if softmax.size is None else softmax.size.astype(precise)
-    low = dataclasses.replace(softmax, kernel=softmax.kernel.astype(x_NH.dtype))
+    kernel = softmax.kernel.astype(x_NH.dtype)
     size = _chunk_size(tokens)
     spare = -tokens % size
     real = jnp.sum(mask_N)
     # The real tokens, in their order, then the others.
     order_N = jnp.pad(jnp.argsort(~mask_N, stable=True), (0, spare))
-    entry_1V = jnp.arange(len(softmax.bias_V))[None, :]
 
-    product = with_constant(low.kernel, 1 - axis, size, precise)
-    product_back = with_constant(low.kernel, axis, size, precise)
+    product = with_constant(kernel, 1 - axis, size, precise)
+    product_back = with_constant(kernel, axis, size, precise)
 
     def turn(chunk: jax.Array, carry: tuple[_Found, Any]) -> tuple[_Found, Any]:
         found, gradients = carry
         start = chunk * size
         at_C = jax.lax.dynamic_slice_in_dim(order_N, start, size)
-        x_CH, target_C1 = x_NH[at_C], target_N[at_C, None]
-        logits_CV = low.finish(product(x_CH))
-        chosen_C1 = jnp.take_along_axis(logits_CV, target_C1, axis=-1)
-        norm_C1 = jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True)
-        parts = _Found(
-            norm_C1 - chosen_C1,
-            norm_C1 - jnp.sum(softmax.of_entries(logits_CV, 0), axis=-1, keepdims=True) / entries,
-            _is_argmax(logits_CV, target_C1, chosen_C1).astype(precise),
-        )
-        found = jax.tree.map(lambda all_N, part_C1: _put(all_N, part_C1[:, 0], start), found, parts)
-        if smoothing is None:
+        x_CH, target_C = x_NH[at_C], target_N[at_C]
+        parts, slopes = _of_chunk(product(x_CH), softmax, target_C, real - start, smoothing, x_CH.dtype)
+        found = jax.tree.map(lambda all_N, part_C: _put(all_N, part_C, start), found, _Found(*parts))
+        if slopes is None:
             return found, None
         dx_NH, dkernel, dbias_V = gradients
-        even_1V = softmax.of_entries(jnp.full(entry_1V.shape, smoothing / entries), 0)
-        q_CV = (1 - smoothing) * (entry_1V == target_C1) + even_1V
-        real_C1 = (start + jnp.arange(size) < real)[:, None]
-        slope_CV = jnp.where(real_C1, jnp.exp(logits_CV - norm_C1) - q_CV, 0)
-        low_CV = slope_CV.astype(x_CH.dtype)
-        dx_CH = product_back(low_CV)
-        one, other = (x_CH, low_CV) if axis else (low_CV, x_CH)
+        slope_CV, more_V = slopes
+        dx_CH = product_back(slope_CV)
+        one, other = (x_CH, slope_CV) if axis else (slope_CV, x_CH)
         dkernel = dkernel + contract(one, other, (0,), (0,), precise)
-        return found, (_put(dx_NH, dx_CH, start), dkernel, dbias_V + jnp.sum(slope_CV, axis=0))
+        return found, (_put(dx_NH, dx_CH, start), dkernel, dbias_V + more_V)
 
     empty_N = jnp.zeros(tokens + spare, precise)
     start: Any = None
@@ -213,6 +201,46 @@ def _sweep(
         dx_NH,
         jax.tree.map(lambda p, d: d.astype(p.dtype), trained, Softmax(dkernel, dbias_V, axis)),
     )
+
+
+def _of_chunk(
+    product_CV: jax.Array,
+    softmax: Softmax,
+    target_C: jax.Array,
+    real: jax.Array,
+    smoothing: jax.Array | None,
+    dtype: Any,
+) -> tuple[tuple[jax.Array, ...], tuple[jax.Array, jax.Array] | None]:
+    """What is found of a chunk's tokens, of which the first ``real`` ones are tokens, and the slopes.
+
+    Args:
+      product_CV: `Softmax.finish` makes logits of it.
+      dtype: of the slope by the logits.
+
+    Returns:
+      The parts of `_Found`, [C], anything on rows from ``real`` on. Given ``smoothing``, the slope of the
+      chunk's loss by the logits [C, V], zeros on those rows, and by the bias [V], else None.
+    """
+    if fused.available(product_CV.dtype, dtype):
+        return fused.softmax(product_CV, softmax.bias_V, target_C, real, softmax.size, smoothing, dtype)
+    entry_1V, target_C1 = jnp.arange(len(softmax.bias_V))[None, :], target_C[:, None]
+    entries = len(softmax.bias_V) if softmax.size is None else softmax.size.astype(product_CV.dtype)
+    logits_CV = softmax.finish(product_CV)
+    chosen_C1 = jnp.take_along_axis(logits_CV, target_C1, axis=-1)
+    norm_C1 = jax.nn.logsumexp(logits_CV, axis=-1, keepdims=True)
+    parts = (
+        norm_C1 - chosen_C1,
+        norm_C1 - jnp.sum(softmax.of_entries(logits_CV, 0), axis=-1, keepdims=True) / entries,
+        _is_argmax(logits_CV, target_C1, chosen_C1),
+    )
+    found = tuple(part_C1[:, 0] for part_C1 in parts)
+    if smoothing is None:
+        return found, None
+    even_1V = softmax.of_entries(jnp.full(entry_1V.shape, smoothing / entries), 0)
+    q_CV = (1 - smoothing) * (entry_1V == target_C1) + even_1V
+    real_C1 = (jnp.arange(len(target_C)) < real)[:, None]
+    slope_CV = jnp.where(real_C1, jnp.exp(logits_CV - norm_C1) - q_CV, 0)
+    return found, (slope_CV.astype(dtype), jnp.sum(slope_CV, axis=0))
 
 
 def _put(whole: jax.Array, part: jax.Array, start: jax.Array) -> jax.Array:

@@ -287,7 +287,7 @@ INLINE float inner(const void *a, long at_a, const void *b, long at_b, long widt
   return total(sum);
 }
 
-INLINE void softmax(float *x, long width) {
+INLINE void weigh(float *x, long width) {
   float most = -INFINITY, sum = 0;
   for (long s = 0; s < width; s++) most = x[s] > most ? x[s] : most;
   for (long s = 0; s < width; s += 16) {
@@ -317,7 +317,7 @@ INLINE void attend_row(const Run *r, Decoder *d, long t, long row, const int f) 
     } else
       align[s] = inner(query, at * width, d->keys, key, width, f);
   }
-  softmax(align, length);
+  weigh(align, length);
   for (long s = length; s < sources; s++) align[s] = 0;
   for (long v = 0; v < memory; v += 16) {
     const long n = least(16, memory - v);

@@ -3,6 +3,7 @@
 #include "decoder.h"
 #include "lstm.h"
 #include "product.h"
+#include "softmax.h"
 
 /* An operand of a product, from a matrix that is summed over its axis `axis`. */
 static Operand operand(const XLA_FFI_Buffer *x, long axis) {
@@ -82,6 +83,11 @@ XLA_FFI_Error *s2s_decoder_pack(XLA_FFI_CallFrame *frame) {
 
 XLA_FFI_Error *s2s_decoder_back(XLA_FFI_CallFrame *frame) {
   if (!described(frame)) decoder_backward(frame);
+  return NULL;
+}
+
+XLA_FFI_Error *s2s_softmax(XLA_FFI_CallFrame *frame) {
+  if (!described(frame)) softmax(frame);
   return NULL;
 }
 
