@@ -141,8 +141,8 @@ def _compiled(folder: Path) -> Path | None:
         # Under another name first: processes that begin together must not read half a file.
         with tempfile.TemporaryDirectory(dir=path.parent) as scratch:
             made = Path(scratch) / path.name
-            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE / "kernels.c")]
-            subprocess.run([*command, "-o", str(made), "-lm"], check=True, capture_output=True, timeout=120)
+            command = [compiler, *_FLAGS, f"-I{jax.ffi.include_dir()}", str(_SOURCE / "kernels.c"), "-lm"]
+            subprocess.run([*command, "-o", str(made)], check=True, capture_output=True, timeout=120)
             os.replace(made, path)
     return path
 
