@@ -58,9 +58,9 @@ class Source(NamedTuple):
     asked: tuple[jax.Array, ...]
 
 
-def available(state_BH: jax.Array, layers: int) -> bool:
-    """Whether the library walks states of this shape and dtype through so many layers."""
-    return lstm.available(state_BH) and layers <= _MOST_LAYERS
+def available(rows: int, dtype: Any, layers: int) -> bool:
+    """Whether the library walks so many rows in this dtype through so many layers."""
+    return lstm.available(rows, dtype) and layers <= _MOST_LAYERS
 
 
 @jax.custom_vjp
@@ -103,7 +103,7 @@ def _call(
         given += [layer.kernel, layer.input_kernel, layer.h_BH, layer.c_BH]
         given += [array for array in (layer.bias, layer.factor_TBH) if array is not None]
     # Opened gates take the place of what came in.
-    function = _function("s2s_decoder", [*out, *each * len(layers)], {5: len(out) + 2})
+    function = library.call("s2s_decoder", [*out, *each * len(layers)], {5: len(out) + 2})
     made = list(function(*given, **_attributes(source, layers, dtype)))
     common, rest = made[: len(out)], made[len(out) :]
     attentional, align, context, *query = common
@@ -122,7 +122,7 @@ def pack(source: Source, layers: Sequence[Layer]) -> jax.Array:
     given = [source.kernel, *source.asked[:1]]
     for layer in layers:
         given += [layer.kernel, layer.input_kernel]
-    packed: jax.Array = _function("s2s_decoder_pack", out, {})(*given, **_attributes(source, layers, dtype))
+    packed: jax.Array = library.call("s2s_decoder_pack", out)(*given, **_attributes(source, layers, dtype))
     return packed
 
 
@@ -164,15 +164,11 @@ def step(
     for layer in layers:
         given += [flat(layer.h_BH), flat(layer.c_BH)]
         given += [] if layer.bias is None else [layer.bias]
-    function = _function("s2s_decoder_step", [*out, *[numbers(hidden)] * (2 * len(layers))], {})
+    function = library.call("s2s_decoder_step", [*out, *[numbers(hidden)] * (2 * len(layers))])
     made = function(*given, **_attributes(source, layers, dtype))
     attentional, align, *rest = (x.reshape(sources, beams, x.shape[-1]) for x in made)
     states = rest[-2 * len(layers) :]
     return attentional, align, list(zip(states[1::2], states[::2], strict=True))
-
-
-def _function(name: str, out: Any, aliases: dict[int, int]) -> Any:
-    return jax.ffi.ffi_call(name, out, vmap_method="broadcast_all", input_output_aliases=aliases)
 
 
 def _attributes(source: Source, layers: Sequence[Layer], dtype: Any) -> dict[str, Any]:
@@ -211,7 +207,7 @@ def _backward(residuals: Any, gradients: Any) -> Any:
         given += [layer.kernel, layer.input_kernel, opened, cells, layer.c_BH]
         given += [] if layer.factor_TBH is None else [layer.factor_TBH]
         out += [_like(opened), _like(layer.h_BH), _like(layer.c_BH)]
-    function = _function("s2s_decoder_back", out, aliases)
+    function = library.call("s2s_decoder_back", out, aliases)
     made = list(function(*given, **_attributes(source, layers, dtype)))
     d_outer, d_context, d_scores, *by_query = made[:common]
     d_layers = [made[at : at + 3] for at in range(common, len(made), 3)]

@@ -22,6 +22,7 @@ import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -103,6 +104,17 @@ def _load() -> Library | None:
             path = _compiled(folder)
             return None if path is None else Library(path)
     return None
+
+
+def call(name: str, out: Any, aliases: dict[int, int] | None = None) -> Any:
+    """One of the library's functions, of arrays and attributes; axes of replicas come first in all arrays.
+
+    Args:
+      name: of the function.
+      out: shapes of what it gives, for one replica.
+      aliases: by number of an operand, the result that takes its place.
+    """
+    return jax.ffi.ffi_call(name, out, vmap_method="broadcast_all", input_output_aliases=aliases)
 
 
 def _choice() -> str:

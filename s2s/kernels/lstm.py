@@ -9,7 +9,6 @@ meet once a position, and gates are opened while their sums are in the cache.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from functools import partial
 from typing import Any, NamedTuple
 
@@ -38,9 +37,8 @@ class Direction(NamedTuple):
     c_BH: jax.Array
 
 
-def available(state_BH: jax.Array) -> bool:
-    """Whether the library walks states of this shape and dtype."""
-    rows, dtype = len(state_BH), state_BH.dtype
+def available(rows: int, dtype: Any) -> bool:
+    """Whether the library walks so many rows in this dtype."""
     return library.load() is not None and rows >= FEWEST and (dtype == jnp.float32 or parts_of(dtype) > 0)
 
 
@@ -78,11 +76,7 @@ def _call(
     given = [array for direction in directions for array in direction]
     # Opened gates take the place of what came in.
     aliases = {2 + _KINDS * n: 3 + _KINDS * n for n in range(len(directions))} if keep else None
-    return list(_function("s2s_lstm", out, aliases)(length_B, *given, **_attributes(reverse, dtype)))
-
-
-def _function(name: str, out: Sequence[Any], aliases: dict[int, int] | None) -> Any:
-    return jax.ffi.ffi_call(name, out, vmap_method="broadcast_all", input_output_aliases=aliases)
+    return list(library.call("s2s_lstm", out, aliases)(length_B, *given, **_attributes(reverse, dtype)))
 
 
 def _attributes(reverse: tuple[bool, ...], dtype: Any) -> dict[str, Any]:
@@ -107,7 +101,7 @@ def _backward(reverse: tuple[bool, ...], residuals: Any, gradients: Any) -> Any:
         out += [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in (opened, c_BH, c_BH)]
     # Gradients by gates take the place of the gates.
     aliases = {3 + 6 * n: 3 * n for n in range(len(kept))}
-    d_gates_h_c = _function("s2s_lstm_back", out, aliases)(
+    d_gates_h_c = library.call("s2s_lstm_back", out, aliases)(
         length_B, d_outputs, *given, **_attributes(reverse, outputs.dtype)
     )
     directions = []

@@ -61,7 +61,7 @@ def softmax(
         real.astype(jnp.int32),
     ]
     if smoothing is None:
-        return tuple(_call([row] * 3, given, None)), None
+        return tuple(library.call("s2s_softmax", [row] * 3)(*given)), None
     out = [
         row,
         row,
@@ -71,11 +71,6 @@ def softmax(
     ]
     given.append(smoothing.astype(jnp.float32))
     # A slope takes the place of the product.
-    nll, uniform, right, slope, d_bias = _call(out, given, {0: 3} if dtype == jnp.float32 else None)
+    aliases = {0: 3} if dtype == jnp.float32 else None
+    nll, uniform, right, slope, d_bias = library.call("s2s_softmax", out, aliases)(*given)
     return (nll, uniform, right), (slope, d_bias)
-
-
-def _call(out: Any, given: Any, aliases: dict[int, int] | None) -> Any:
-    return jax.ffi.ffi_call("s2s_softmax", out, vmap_method="broadcast_all", input_output_aliases=aliases)(
-        *given
-    )

@@ -88,7 +88,7 @@ class Decoder(nnx.Module):
         self, memory: Memory, state: DecoderState, gates_BKG: jax.Array
     ) -> tuple[DecoderState, jax.Array, jax.Array]:
         """One token for every beam, by its `read`: the next state, attentional_BKH and align_BKS."""
-        if self.feeds and self._is_known_to_library(gates_BKG.reshape(-1, gates_BKG.shape[-1])):
+        if self.feeds and self._is_known_to_library(gates_BKG.shape[0] * gates_BKG.shape[1]):
             source, layers = self._for_library(memory, state.cells)
             attentional_BKH, align_BKS, cells = decoder.step(
                 decoder.pack(source, layers), _lengths(memory), gates_BKG, source, layers, state.feed_BKH
@@ -121,7 +121,7 @@ class Decoder(nnx.Module):
             return self._attend(memory, jnp.swapaxes(query_TBH, 0, 1))
 
         turns = jnp.asarray(y_BTE.shape[1]) if turns is None else turns
-        if self._is_known_to_library(gates_TBG[0]):
+        if self._is_known_to_library(gates_TBG.shape[1]):
             source, layers = self._for_library(memory, self.bridge(memory.states))
             layers = [
                 layer._replace(factor_TBH=self._factors(number, gates_TBG, dropout) if number else None)
@@ -142,15 +142,15 @@ class Decoder(nnx.Module):
         attentional_BTH, align_BTS = (jnp.swapaxes(output_TB, 0, 1) for output_TB in outputs)
         return attentional_BTH, align_BTS
 
-    def _is_known_to_library(self, gates_NG: jax.Array) -> bool:
-        """Whether `s2s.kernels.decoder` has this decoder's equations, and such numbers and rows."""
+    def _is_known_to_library(self, rows: int) -> bool:
+        """Whether `s2s.kernels.decoder` has this decoder's equations, dtype and so many rows."""
         cells, attention = self.stack.cells, self.attention
         return (
             all(type(cell) is LSTM for cell in cells)
             and isinstance(attention, Attention)
             and type(attention.score) in (Dot, General, Concat)
             and type(attention.window) is Global
-            and decoder.available(gates_NG, len(cells))
+            and decoder.available(rows, self.dtype, len(cells))
         )
 
     def _for_library(

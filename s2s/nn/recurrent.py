@@ -69,13 +69,14 @@ def walk(
     Returns:
       Outputs, directions joined [T, B, N H], zeros where not walked; and every cell's last state.
     """
-    if lstm.available(states[0][0]) and all(isinstance(cell, LSTM) for cell in cells):
+    h_BH = states[0][0]
+    if lstm.available(len(h_BH), h_BH.dtype) and all(isinstance(cell, LSTM) for cell in cells):
         directions = [
             lstm.Direction(cell.recurrent_kernel[...].astype(cell.dtype), own, *state)
             for cell, own, state in zip(cells, gates, states, strict=True)
         ]
         if length_B is None:
-            length_B = jnp.full(states[0][0].shape[:1], turns, jnp.int32)
+            length_B = jnp.full(len(h_BH), turns, jnp.int32)
         return lstm.lstm(_WAYS[: len(cells)], length_B, directions)
     ways = [
         _walk_one(cell, own, state, turns, length_B, reverse)
