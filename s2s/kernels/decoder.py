@@ -231,7 +231,9 @@ def _backward(residuals: Any, gradients: Any) -> Any:
     d_memory = jnp.einsum("TBS,TBM->BSM", align.astype(dtype), d_context, preferred_element_type=jnp.float32)
     if asks:
         d_query, d_keys, d_vector = by_query
-        d_asked = _summed(outputs[-1], d_query), jnp.sum(d_vector, axis=0).astype(dtype)
+        # A product: XLA adds up rows in an order that depends on the number of threads.
+        d_vector = contract(jnp.ones(len(d_vector), jnp.float32), d_vector, (0,), (0,), jnp.float32)
+        d_asked = _summed(outputs[-1], d_query), d_vector.astype(dtype)
     else:
         d_asked = ()
         d_keys = jnp.einsum(
@@ -248,7 +250,7 @@ def _like(x: jax.Array) -> jax.ShapeDtypeStruct:
 
 def _before(first_BH: jax.Array, x_TBH: jax.Array) -> jax.Array:
     """What each position finds of the one before."""
-    return jnp.concatenate([first_BH[None], x_TBH[:-1]])
+    return jnp.concatenate([first_BH[None], x_TBH[:-1]])[: len(x_TBH)]
 
 
 def _summed(read_TBE: jax.Array, gradient_TBG: jax.Array) -> jax.Array:

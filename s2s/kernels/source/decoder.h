@@ -599,6 +599,10 @@ static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
 /* ---- what XLA calls ---- */
 
 static void decode(XLA_FFI_CallFrame *frame, Run *r) {
+  if (!r->count || !r->rows) { /* nothing to write */
+    free(r->decoders);
+    return;
+  }
   r->width = right_size(r->parts);
   r->columns = blocks(r->hidden, r->width), r->groups = blocks(r->rows, ROWS_OF_UNIT);
   int which;
@@ -629,10 +633,12 @@ static Run run_of(XLA_FFI_CallFrame *frame, const XLA_FFI_Buffer *gates, int bac
            .hidden = dims[2] / GATES, .memory = memory->dims[memory->rank - 1],
            .sources = memory->dims[memory->rank - 2], .parts = attribute(frame, "parts"),
            .is_bfloat16 = gates->dtype == XLA_FFI_DataType_BF16, .back = back, .asks = attribute(frame, "asks")};
-  r.beams = r.rows / memory->dims[memory->rank - 3], r.element = r.is_bfloat16 ? 2 : 4;
+  r.beams = r.rows ? r.rows / memory->dims[memory->rank - 3] : 1, r.element = r.is_bfloat16 ? 2 : 4;
   for (const int64_t *n = gates->dims; n < dims; n++) r.count *= *n;
-  r.turns = least(*(const int32_t *)argument(frame, 0)->data, r.steps);
-  if (r.turns < 0) r.turns = 0;
+  for (long n = 0; n < r.count; n++) {
+    const long turns = ((const int32_t *)argument(frame, 0)->data)[n];
+    if (r.turns < turns) r.turns = least(turns, r.steps);
+  }
   r.decoders = calloc(r.count, sizeof(Decoder));
   return r;
 }
@@ -712,7 +718,7 @@ static void decoder_pack(XLA_FFI_CallFrame *frame) {
       d->layers[layer].kernel = next_given(&p), d->layers[layer].input = next_given(&p);
     lay_out_weights(&r, d, next_made(&p));
   }
-  run_phases(frame, thread_count(frame), (Phases){1, matrices_size, matrices_unit, &r});
+  if (r.count) run_phases(frame, thread_count(frame), (Phases){1, matrices_size, matrices_unit, &r});
   free(r.decoders);
 }
 
