@@ -147,7 +147,7 @@ class Decoder(nnx.Module):
         cells, attention = self.stack.cells, self.attention
         return (
             all(type(cell) is LSTM for cell in cells)
-            and isinstance(attention, Attention)
+            and type(attention) is Attention
             and type(attention.score) in (Dot, General, Concat)
             and type(attention.window) is Global
             and decoder.available(rows, self.dtype, len(cells))

@@ -1,7 +1,8 @@
 """A cell over time: masks, directions, and layers of cells.
 
 Decides in which order a sequence is read and what pads do to a state. Must not know
-which cell it walks, nor whether the sequence is a source or a target.
+which cell it walks (but whether the library of C functions has its equation), nor whether the
+sequence is a source or a target.
 """
 
 from __future__ import annotations
@@ -70,7 +71,7 @@ def walk(
       Outputs, directions joined [T, B, N H], zeros where not walked; and every cell's last state.
     """
     h_BH = states[0][0]
-    if lstm.available(len(h_BH), h_BH.dtype) and all(isinstance(cell, LSTM) for cell in cells):
+    if lstm.available(len(h_BH), h_BH.dtype) and all(type(cell) is LSTM for cell in cells):
         directions = [
             lstm.Direction(cell.recurrent_kernel[...].astype(cell.dtype), own, *state)
             for cell, own, state in zip(cells, gates, states, strict=True)

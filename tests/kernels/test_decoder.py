@@ -16,6 +16,7 @@ from s2s.config import ModelConfig
 from s2s.kernels import decoder as kernel
 from s2s.kernels import library
 from s2s.kernels.decoder import Layer, Source
+from s2s.nn.attention import SCORES, WINDOWS
 from s2s.nn.decoder import Decoder
 from s2s.nn.dropout import OFF, Dropout
 from s2s.nn.encoder import Memory
@@ -372,6 +373,16 @@ def test_a_decoder_runs_through_it_and_gives_what_its_loop_gives(attention, drop
 )
 def test_other_decoders_do_not(what, loaded):
     decoder, memory, y_BTE = model(**what)
+    assert targets(lambda y_BTE: decoder.run(memory, y_BTE), y_BTE)[0] == set()
+
+
+@pytest.mark.parametrize(
+    "entries, name, attribute", [(SCORES, "general", "score"), (WINDOWS, "global", "window")]
+)
+def test_attention_of_ones_own_is_not_either(entries, name, attribute, loaded, monkeypatch):
+    monkeypatch.setitem(entries, name, type("Own", (entries[name],), {}))
+    decoder, memory, y_BTE = model()
+    assert type(getattr(decoder.attention, attribute)).__name__ == "Own"
     assert targets(lambda y_BTE: decoder.run(memory, y_BTE), y_BTE)[0] == set()
 
 

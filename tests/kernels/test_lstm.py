@@ -596,6 +596,18 @@ def test_other_cells_and_a_few_rows_are_not(cell, loaded):
     assert "s2s_lstm" not in str(jaxpr)
 
 
+def test_an_equation_of_ones_own_is_not(loaded):
+    class Loud(CELLS["lstm"]):
+        def step(self, state, gates):
+            h, c = super().step(state, gates)
+            return 2 * h, c
+
+    own = Loud(8, 8, rngs=nnx.Rngs(0))
+    gates = numbers(3, 9, 32)
+    jaxpr = jax.make_jaxpr(lambda: recurrent.walk([own], [gates], [own.zero_state((9,))], jnp.asarray(3)))()
+    assert "s2s_lstm" not in str(jaxpr)
+
+
 # ---- other processors, and the parts by themselves ----
 
 ON_X86 = shutil.which("gcc") is not None and platform.machine() == "x86_64" and sys.platform == "linux"
