@@ -3,7 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import os
+import subprocess
+import sys
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +17,7 @@ import pytest
 from flax import nnx
 from jax.sharding import Mesh, PartitionSpec
 
+import s2s
 from s2s.config import ModelConfig
 from s2s.kernels import decoder as kernel
 from s2s.kernels import library
@@ -21,6 +27,8 @@ from s2s.nn.decoder import Decoder
 from s2s.nn.dropout import OFF, Dropout
 from s2s.nn.encoder import Memory
 from s2s.nn.equations import ready
+
+ROOT = Path(s2s.__file__).parents[1]
 
 # Steps, turns, rows, source positions, hidden, memory, layers, concat, dropout: around the edges of vectors
 # (16), of panels (8, 32), of units of work (4 and 256 rows; 24, 32 or 48 columns).
@@ -245,7 +253,46 @@ def test_it_gives_the_same_every_time(machine):
         assert_same(found(operands, gradients), first)
 
 
+ALONE = """
+import importlib.util, os, sys
+if hasattr(os, "sched_setaffinity"):
+    os.sched_setaffinity(0, [min(os.sched_getaffinity(0))])
+spec = importlib.util.spec_from_file_location("test_decoder", sys.argv[1])
+tests = importlib.util.module_from_spec(spec)
+spec.loader.exec_module(tests)
+print(tests.digest())
+"""
+
+
+def digest():
+    """Of what comes of sizes that are worth several threads."""
+    sizes = [(4, 3, 300, 9, 130, 100, 2, concat, True) for concat in (False, True)]
+    leaves = jax.tree.leaves([found(*problem(*size)) for size in sizes])
+    return hashlib.sha256(b"".join(np.asarray(x).tobytes() for x in leaves)).hexdigest()
+
+
+def test_one_thread_makes_of_it_what_several_do(loaded):
+    """These are eight, as there are eight devices."""
+    environment = {**os.environ, "JAX_PLATFORMS": "cpu", "XLA_FLAGS": "", "PYTHONPATH": str(ROOT)}
+    command = [sys.executable, "-c", ALONE, __file__]
+    alone = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=120)
+    assert alone.returncode == 0, alone.stderr
+    assert alone.stdout.strip() == digest()
+
+
 # ---- transformations ----
+
+
+def test_no_replicas(loaded):
+    operands, gradients = jax.tree.map(lambda x: x[:0], problem(*CASE, replicas=(1,)))
+    operands = [np.int32(2), *operands[1:]]
+    axes = [None, 0, 0, 0, 0]
+
+    def all_of(operands, gradients):
+        return derivatives(kernel.decode, operands, gradients)
+
+    none = jax.jit(jax.vmap(all_of, in_axes=(axes, 0)))(operands, gradients)
+    assert all(len(x) == 0 for x in jax.tree.leaves(none))
 
 
 def test_replicas_are_as_one_after_the_other(machine):
