@@ -3,10 +3,11 @@
 Decides which products are given to the library of C functions, and in how many parts float32
 is multiplied there. Must not know whose weights these are.
 
-On a processor with a matrix unit (AMX) a float32 is multiplied as the sum of three bfloat16, six
-products of parts, which loses nothing: its error is that of float32 sums. JAX's
-``jax_default_matmul_precision`` says otherwise where it is set: "high" is two parts and three
-products (relative error 2^-16), "bfloat16" one.
+On a processor with a matrix unit (AMX) a float32 is multiplied in fixed point, 24 bits of the largest
+in its row: the gradient of a model is then as exact as with float32 sums (`benchmarks.precision` shows
+it). JAX's ``jax_default_matmul_precision`` says otherwise where it is set: "highest" is three bfloat16
+and six products, which keeps the digits of every single number; "high" two and three (relative error
+2^-16), "bfloat16" one.
 """
 
 from __future__ import annotations
@@ -27,7 +28,17 @@ from s2s.kernels import library
 # A product of fewer rows or columns is left to XLA: the library works on blocks of 8 or 32.
 FEWEST = 8
 
-_PARTS = {"high": 2, "bfloat16_3x": 2, "tensorfloat32": 2, "bfloat16": 1, "fastest": 1}
+_PARTS = {
+    "highest": 3,
+    "float32": 3,
+    "high": 2,
+    "bfloat16_3x": 2,
+    "tensorfloat32": 2,
+    "bfloat16": 1,
+    "fastest": 1,
+}
+# Not so many parts, but three digits of a number in fixed point.
+_DIGITS = 4
 
 contract_p = core.Primitive("contract")
 _pack_p = core.Primitive("pack")
@@ -110,7 +121,7 @@ def parts_of(dtype: Any) -> int:
         return 1
     if dtype != jnp.float32:
         return 0
-    return _PARTS.get(jax.config.jax_default_matmul_precision or "", 3)  # type: ignore[attr-defined]
+    return _PARTS.get(jax.config.jax_default_matmul_precision or "", _DIGITS)  # type: ignore[attr-defined]
 
 
 def _worth(rows: int, columns: int, parts: int, packed: bool = False) -> bool:

@@ -37,7 +37,7 @@ SIZES += [(330, 2085, 40), (700, 50, 520)]
 
 # Largest error, of the sum of the products' magnitudes.
 FLOAT32 = 1e-6
-BOUNDS = {None: FLOAT32, "high": 2e-5, "bfloat16": 1e-2}
+BOUNDS = {None: FLOAT32, "highest": FLOAT32, "high": 2e-5, "bfloat16": 1e-2}
 # A float32 rounded to bfloat16.
 ROUNDED = 2.0**-8
 
@@ -146,13 +146,71 @@ def test_float32_at_every_size_and_orientation(left_axis, right_axis, precision)
         assert_near(product_, left, right, (left_axis,), (right_axis,), BOUNDS[precision])
 
 
-def test_float32_errs_no_more_than_numpy_does():
+@pytest.mark.parametrize("precision, bound", [("highest", 4), (None, 8)])
+def test_float32_errs_as_numpy_does(precision, bound):
     errors = []
-    for left, right, found in products([(65, 64, depth) for depth in DEPTHS], 1, 0):
+    with matmul_precision(precision):
+        found = products([(65, 64, depth) for depth in DEPTHS], 1, 0)
+    for left, right, product_ in found:
         expected, _ = exact(left, right, (1,), (0,))
-        own, numpys = (np.sqrt(np.mean((x - expected) ** 2)) for x in (np.asarray(found), left @ right))
+        own, numpys = (np.sqrt(np.mean((x - expected) ** 2)) for x in (np.asarray(product_), left @ right))
         errors.append(own / numpys)
-    assert max(errors) < 4
+    assert max(errors) < bound
+
+
+def uneven(*shape, seed):
+    """Numbers of which the largest is thousands of times the middle one."""
+    return numbers(*shape, seed=seed) * np.exp(2 * numbers(*shape, seed=seed + 1)).astype(np.float32)
+
+
+# Positions over which a row is measured.
+MEASURED = 256
+
+
+@pytest.mark.parametrize("depth", [1, 255, 256, 257, 700])
+@pytest.mark.parametrize("right_axis", BOTH_AXES)
+@pytest.mark.parametrize("left_axis", BOTH_AXES)
+def test_fixed_point_errs_by_the_largest_of_a_row(left_axis, right_axis, depth, matrix_unit):
+    """Each position by less than 2^-20 of both largest numbers, with those of other positions far away."""
+    left, right = uneven(40, depth, seed=1), uneven(depth, 50, seed=3)
+    left[3] *= 1e-20
+    given = left if left_axis else left.T.copy(), right.T.copy() if right_axis else right
+    found = jax.jit(lambda *given: contract(*given, (left_axis,), (right_axis,), jnp.float32))(*given)
+    expected, magnitude = exact(left, right, (1,), (0,))
+    allowed = 2.0**-22 * magnitude  # of adding up what was measured apart
+    for k in range(0, depth, MEASURED):
+        one, other = np.abs(left[:, k : k + MEASURED]), np.abs(right[k : k + MEASURED])
+        allowed += 2.0**-20 * one.shape[1] * one.max(1)[:, None] * other.max(0)[None].astype(np.float64)
+    assert (np.abs(found - expected) <= allowed).all()
+
+
+def test_the_highest_precision_is_that_of_every_number(matrix_unit):
+    """Also where the largest of a row meets a zero; only then."""
+    left, right = uneven(40, 300, seed=1), uneven(300, 50, seed=3)
+    found = {}
+    for precision in ("highest", None):
+        with matmul_precision(precision):
+            found[precision] = jax.jit(lambda: contract(left, right, (1,), (0,), jnp.float32))()
+    assert_near(found["highest"], left, right, (1,), (0,))
+    with pytest.raises(AssertionError):
+        assert_near(found[None], left, right, (1,), (0,))
+
+
+def test_small_integers_are_multiplied_exactly_in_float32():
+    left, right = (np.random.default_rng(n).integers(-180, 180, (300, 300)).astype(np.float32) for n in (0, 1))
+    found = jax.jit(lambda: contract(left, right, (1,), (0,), jnp.float32))()
+    np.testing.assert_array_equal(found, left @ right)
+
+
+@pytest.mark.parametrize("largest", [8355711, 8355712, 8388607, 8388608, 16711421, 16711422, 16711423, 16777215])
+def test_rows_whose_largest_just_fits(largest):
+    """24 bits, of which the highest digit must not round to 128."""
+    left = numbers(40, 70)
+    left[:, 5], left[::2, 6] = largest * 2.0**-22, -largest * 2.0**-22
+    right = np.zeros((70, 70), np.float32)
+    right[range(70), range(70)] = 1
+    found = jax.jit(lambda: contract(left, right, (1,), (0,), jnp.float32))()
+    np.testing.assert_allclose(found, left, rtol=0, atol=largest * 2.0**-22 * 2.0**-22)
 
 
 @pytest.mark.parametrize("precision", ["high", "bfloat16"])
@@ -309,25 +367,28 @@ def test_large_and_small_numbers_are_as_exact_as_others(left_scale, right_scale)
     assert_near(found, left, right, (1,), (0,))
 
 
-def test_numbers_near_the_ends_of_float32():
+@pytest.mark.parametrize("precision", ["highest", None])
+def test_numbers_near_the_ends_of_float32(precision):
     """What parts lose there: those below the smallest normal number are zeros, of operands and of products.
 
-    So sums below 1e-33 are only exact to 1e-38 or so, and those from above the largest bfloat16, 3.39e38,
-    to the largest float32, 3.40e38, may come out as not finite.
+    So sums below 1e-33 are only exact to 1e-38 or so, and at the highest precision those from above the largest
+    bfloat16, 3.39e38, to the largest float32, 3.40e38, may come out as not finite.
     """
-    smallest = float(np.finfo(np.float32).tiny)
-    for one, other in [(1e-34, 1), (1e-36, 1), (1e-37, 1), (1e-36, 1e36), (1e-18, 1e-18), (1e30, 1e-37)]:
+    with matmul_precision(precision):
+        smallest = float(np.finfo(np.float32).tiny)
+        for one, other in [(1e-34, 1), (1e-36, 1), (1e-37, 1), (1e-36, 1e36), (1e-18, 1e-18), (1e30, 1e-37)]:
+            left, right = operands(40, 50, 70, 1, 0)
+            left, right = left * np.float32(one), right * np.float32(other)
+            found = jax.jit(lambda left, right: contract(left, right, (1,), (0,), jnp.float32))(left, right)
+            expected, magnitude = exact(left, right, (1,), (0,))
+            lost = np.abs(left).sum(1)[:, None] + np.abs(right).sum(0)[None, :].astype(np.float64) + 6 * 70
+            assert (np.abs(found - expected) <= FLOAT32 * magnitude + smallest * lost).all()
         left, right = operands(40, 50, 70, 1, 0)
-        left, right = left * np.float32(one), right * np.float32(other)
+        left[:] = 0
+        left[:, 7] = 3.38e38
+        right = np.clip(right, 0.1, 0.9)
         found = jax.jit(lambda left, right: contract(left, right, (1,), (0,), jnp.float32))(left, right)
-        expected, magnitude = exact(left, right, (1,), (0,))
-        lost = np.abs(left).sum(1)[:, None] + np.abs(right).sum(0)[None, :].astype(np.float64) + 6 * 70
-        assert (np.abs(found - expected) <= FLOAT32 * magnitude + smallest * lost).all()
-    left, right = operands(40, 50, 70, 1, 0)
-    left[:] = 0
-    left[:, 7] = 3.38e38
-    found = jax.jit(lambda: contract(left, right / 8, (1,), (0,), jnp.float32))()
-    assert_near(found, left, right / 8, (1,), (0,))
+        assert_near(found, left, right, (1,), (0,))
 
 
 # ---- the same every time ----

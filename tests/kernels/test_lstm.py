@@ -685,7 +685,7 @@ long phases(long workers, int alone, long count, const int64_t *sizes, uint8_t *
   XLA_FFI_CallFrame frame = {.api = &api};
   Told told = {.sizes = sizes, .times = times};
   threads = workers, refuses = alone;
-  run_phases(&frame, thread_count(&frame), (Phases){count, told_size, told_unit, &told});
+  run_phases(&frame, thread_count(&frame), (Phases){count, 1, told_size, told_unit, &told});
   return told.early;
 }
 """

@@ -1,10 +1,10 @@
 /* Blocks of a product: how operands are laid out, and the innermost loops.
 
-   Two ways to multiply float32. On the matrix unit of a processor with AMX, which multiplies
-   bfloat16 into float32: a float32 is the sum of three bfloat16 (8 bits of significand each, 24
-   together), and of the nine products of parts the six largest are summed; what is left out is
-   below 2^-24 of the product. This is what a TPU does for float32 at its highest precision
-   (Henry, Tang, Heinecke 2019, "Leveraging the bfloat16 artificial intelligence datatype for
+   Three ways to multiply float32. On the matrix unit of a processor with AMX, in fixed point
+   (digits.h), or as bfloat16, which it multiplies into float32: a float32 is the sum of three bfloat16
+   (8 bits of significand each, 24 together), and of the nine products of parts the six largest are
+   summed; what is left out is below 2^-24 of the product. This is what a TPU does for float32 at its
+   highest precision (Henry, Tang, Heinecke 2019, "Leveraging the bfloat16 artificial intelligence datatype for
    higher-precision computations"). Two parts and three products leave 2^-16. And with fused
    multiply-adds of vectors, everywhere else. */
 
@@ -19,7 +19,7 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-#if defined(__AMX_BF16__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
+#if defined(__AMX_BF16__) && defined(__AMX_INT8__) && defined(__AVX512BF16__) && defined(__AVX512BW__) && defined(__linux__)
 #define WITH_AMX 1
 #endif
 
@@ -263,6 +263,8 @@ static void amx_leave(void) { _tile_release(); }
 
 #endif
 
+#include "digits.h"
+
 /* Whether this process may use the matrix unit; the kernel is asked for leave. */
 static int amx_allowed(void) {
 #ifdef WITH_AMX
@@ -274,33 +276,42 @@ static int amx_allowed(void) {
 }
 
 /* ---- either ----------------------------------------------------------------------------------
-   parts: of a float32 in bfloat16, 1 to 3; 0: fused multiply-adds.
+   An operand is packed as [depths, panels of rows or columns], so that what one block after the other
+   reads lies in a row. A panel of one depth is small enough to stay in a core's first cache while the
+   other operand's panels pass. */
 
-   An operand is packed as [depths of DEPTH positions, panels of rows or columns], so that what one
-   block after the other reads lies in a row. A panel of DEPTH positions is small enough to stay in a
-   core's first cache while the other operand's panels pass. */
+/* Ways to multiply, "parts" for short: bfloat16 in so many parts, or */
+enum { VECTORS = 0, DIGITS = 4 };
 
-#define DEPTH 128
-
+/* Positions of a depth. */
+static long depth_of(int parts) { return parts == DIGITS ? DIGITS_DEPTH : 128; }
 static long left_size(int parts) { return parts ? 32 : FMA_ROWS; }
 static long right_size(int parts) { return parts ? 32 : FMA_COLUMNS; }
-static long panel_bytes(long size, int parts) { return parts ? DEPTH * size * 2 * parts : DEPTH * size * 4; }
+
+/* Of one depth. */
+static long panel_bytes(long size, int parts) {
+  if (parts == DIGITS) return DIGITS_DEPTH * size * DIGITS_EACH + size * 4;
+  return parts ? depth_of(parts) * size * 2 * parts : depth_of(parts) * size * 4;
+}
 
 typedef struct {
   Operand operand;
   char *packed;
-  long size, panels, depths;
+  long size, panels, depth, depths;
   long panels_each, depths_each; /* packed by one unit of work */
   int parts, right;
 } Packing;
 
+#define MOST_PANELS_EACH 8 /* where they are measured */
+
 static Packing packing_of(Operand operand, int parts, int right) {
-  Packing p = {.operand = operand, .parts = parts, .right = right};
+  Packing p = {.operand = operand, .parts = parts, .right = right, .depth = depth_of(parts)};
   p.size = right ? right_size(parts) : left_size(parts);
-  p.panels = blocks(operand.count_i, p.size), p.depths = blocks(operand.count_k, DEPTH);
-  /* A unit reads runs of memory as long as a page, whichever axis they lie along. */
-  p.panels_each = operand.stride_k == 1 ? 1 : 1024 / p.size;
-  p.depths_each = operand.stride_k == 1 ? 1024 / DEPTH : 1;
+  p.panels = blocks(operand.count_i, p.size), p.depths = blocks(operand.count_k, p.depth);
+  /* A unit reads runs of memory as long as a page, whichever axis they lie along; where it reads them twice,
+     only what its cache holds. */
+  p.panels_each = operand.stride_k == 1 ? 1 : parts == DIGITS ? MOST_PANELS_EACH : 1024 / p.size;
+  p.depths_each = operand.stride_k == 1 && parts != DIGITS ? 1024 / p.depth : 1;
   return p;
 }
 
@@ -309,39 +320,52 @@ static long packing_units(const Packing *p) {
   return blocks(p->panels, p->panels_each) * blocks(p->depths, p->depths_each);
 }
 
-/* Of one panel, positions [k, k + count), which lie in one depth; on the matrix unit 32 at most. `to` is
-   where the panel begins in this depth. */
-static void pack_part_of_panel(const Packing *p, char *to, long panel, long k, long count) {
-  const Operand *x = &p->operand;
-#ifdef WITH_AMX
-  if (p->parts) {
-    uint16_t *tile = (uint16_t *)to + k % DEPTH / 32 * p->parts * 2 * TILE;
-    for (int half = 0; half < 2; half++)
-      amx_pack_tile(tile + half * TILE, x, panel * 32 + 16 * half, k, p->parts, p->right);
-    return;
-  }
-#endif
-  fma_pack((float *)to + k % DEPTH * p->size, x, panel * p->size, k, count, p->size);
-}
-
 static char *panel_of(const Packing *p, long depth, long panel) {
   return p->packed + (depth * p->panels + panel) * panel_bytes(p->size, p->parts);
 }
 
+/* Panels [first, last) over positions [k, k + count) of one depth; where parts are bfloat16, 32 at most. */
+static void pack_panels(const Packing *p, long first, long last, long k, long count) {
+  const Operand *x = &p->operand;
+#ifdef WITH_AMX
+  int32_t most[32 * MOST_PANELS_EACH];
+  if (p->parts == DIGITS) digits_most(most, x, first * 32, (last - first) * 32, k, count);
+#endif
+  for (long panel = first; panel < last; panel++) {
+    char *to = panel_of(p, k / p->depth, panel);
+#ifdef WITH_AMX
+    if (p->parts == DIGITS) {
+      digits_pack(to, x, panel * 32, k, count, most + 32 * (panel - first), p->right);
+      continue;
+    }
+    if (p->parts) {
+      uint16_t *tile = (uint16_t *)to + k % p->depth / 32 * p->parts * 2 * TILE;
+      for (int half = 0; half < 2; half++)
+        amx_pack_tile(tile + half * TILE, x, panel * 32 + 16 * half, k, p->parts, p->right);
+      continue;
+    }
+#endif
+    fma_pack((float *)to + k % p->depth * p->size, x, panel * p->size, k, count, p->size);
+  }
+}
+
 static void pack_unit(const Packing *p, long number) {
-  const long groups = blocks(p->panels, p->panels_each), step = p->parts ? 32 : DEPTH;
+  const long groups = blocks(p->panels, p->panels_each);
+  const long step = p->parts == VECTORS || p->parts == DIGITS ? p->depth : 32;
   long first = number % groups * p->panels_each, last = least(first + p->panels_each, p->panels);
   long depth0 = number / groups * p->depths_each, depth1 = least(depth0 + p->depths_each, p->depths);
-  long end = least(depth1 * DEPTH, p->operand.count_k);
-  for (long k = depth0 * DEPTH; k < end; k += step)
-    for (long panel = first; panel < last; panel++)
-      pack_part_of_panel(p, panel_of(p, k / DEPTH, panel), panel, k, least(step, end - k));
+  long end = least(depth1 * p->depth, p->operand.count_k);
+  for (long k = depth0 * p->depth; k < end; k += step) pack_panels(p, first, last, k, least(step, end - k));
 }
 
 /* Adds to one block of sums, or begins it. */
 static inline void add_block(const char *a, const char *b, long count_k, int parts, float *c, int first,
                              Ahead ahead) {
 #ifdef WITH_AMX
+  if (parts == DIGITS) {
+    digits_block(a, b, blocks(count_k, 64), c, first, ahead);
+    return;
+  }
   if (parts) {
     amx_block((const uint16_t *)a, (const uint16_t *)b, blocks(count_k, 32), parts, c, first, ahead);
     return;
@@ -368,7 +392,10 @@ static void enter(int parts) {
 }
 
 /* Times that a block of so many positions calls `fetch`. */
-static long fetches(long depth, int parts) { return parts ? depth / 32 * parts * (parts + 1) / 2 : 1; }
+static long fetches(long depth, int parts) {
+  if (parts == DIGITS) return blocks(depth, 64) * 4;
+  return parts ? depth / 32 * parts * (parts + 1) / 2 : 1;
+}
 
 static void leave(int parts) {
 #ifdef WITH_AMX

@@ -27,8 +27,8 @@ typedef struct {
   void *last_h, *last_c;        /* back: gradients by the first state */
   /* working memory */
   Packing own[GATES], below[GATES]; /* kernel and input */
-  Packing left[2][GATES];           /* h of this step and of the one before; back: the gradient by gates */
-  Packing dropped;                  /* h, as the layer above reads it */
+  Packing left[GATES];              /* h; back: the gradient by gates */
+  Packing dropped;                  /* h, as the layer above reads it, where it does not read all */
   float *h, *c, *low;               /* [B, H]: state, and what is packed as dropped; back: c's gradient */
 } Layer;
 
@@ -53,62 +53,133 @@ typedef struct {
   float *by_h;                            /* [B, H]: the gradient by the top layer's h from above */
 } Decoder;
 
+/* Phases of a step, and after the last step on the way back what is left to be done. PACK_: of what was made
+   just before, for the products that read it. */
+enum {
+  LAYER, PACK_LAYER, QUERY, ATTEND, PACK_CONTEXT, OUTER, PACK_FEED, /* forward */
+  FEED, PACK_OUTER, READ, PACK_QUERY, BY_QUERY, FIRST               /* back */
+};
+
+typedef struct {
+  int kind, layer;
+} Phase;
+
 typedef struct {
   Decoder *decoders;
   long count, depth, steps, turns, rows, hidden, memory, sources;
   int parts, is_bfloat16, back, asks;
   long width, columns, groups, element;
   long beams; /* rows of one source */
+  Phase phases[2 * MOST_LAYERS + 6]; /* of a step */
+  long each;
 } Run;
-
-enum { FEED, LAYER, QUERY, ATTEND, PACK_CONTEXT, OUTER, READ, PACK_QUERY, BY_QUERY, FIRST };
 
 typedef struct {
   int kind, layer;
   long turn, t;
 } Moment;
 
-static long phases_of_step(const Run *r) {
-  return r->depth + (r->back ? 3 + 2 * r->asks : 3 + r->asks);
+static void add_phase(Run *r, int kind, int layer) { r->phases[r->each++] = (Phase){kind, layer}; }
+
+static void plan_phases(Run *r) {
+  if (!r->back) {
+    for (int n = 0; n < r->depth; n++) add_phase(r, LAYER, n), add_phase(r, PACK_LAYER, n);
+    if (r->asks) add_phase(r, QUERY, 0);
+    add_phase(r, ATTEND, 0), add_phase(r, PACK_CONTEXT, 0);
+    add_phase(r, OUTER, 0), add_phase(r, PACK_FEED, 0);
+    return;
+  }
+  add_phase(r, FEED, 0), add_phase(r, PACK_OUTER, 0);
+  add_phase(r, READ, 0), add_phase(r, ATTEND, 0);
+  if (r->asks) add_phase(r, PACK_QUERY, 0), add_phase(r, BY_QUERY, 0);
+  for (int n = r->depth - 1; n >= 0; n--) add_phase(r, LAYER, n), add_phase(r, PACK_LAYER, n);
 }
 
 /* What is done in a phase, and at which position. */
 static Moment moment_of(const Run *r, long phase) {
-  const long each = phases_of_step(r);
-  Moment m = {.turn = (phase - 1) / each, .layer = (phase - 1) % each};
+  const Phase *p = &r->phases[(phase - 1) % r->each];
+  Moment m = {.kind = p->kind, .layer = p->layer, .turn = (phase - 1) / r->each};
   m.t = r->back ? r->turns - 1 - m.turn : m.turn;
-  static const int forward[] = {ATTEND, PACK_CONTEXT, OUTER}, asked[] = {QUERY, ATTEND, PACK_CONTEXT, OUTER};
-  static const int back[] = {FEED, READ, ATTEND}, back_asked[] = {FEED, READ, ATTEND, PACK_QUERY, BY_QUERY};
-  const int others = each - r->depth;
-  if (m.turn == r->turns)
-    m.kind = FIRST;
-  else if (!r->back)
-    m.kind = m.layer < r->depth ? LAYER : (r->asks ? asked : forward)[m.layer - r->depth];
-  else if (m.layer < others)
-    m.kind = (r->asks ? back_asked : back)[m.layer];
-  else
-    m.kind = LAYER, m.layer = each - 1 - m.layer;
+  if (m.turn == r->turns) m.kind = FIRST;
   return m;
 }
 
 static long query_width(const Run *r) { return r->asks ? r->hidden : 0; }
 
+static const void *at_position(const Run *r, const void *x, long t, long width) {
+  return (const char *)x + t * r->rows * width * r->element;
+}
+
+/* What the layer above reads: h, or where some of it is dropped, what is left. */
+static const Packing *read_below(const Layer *l) { return l->dropped.packed ? &l->dropped : l->left; }
+
+#define MOST_OPERANDS GATES /* packed in one phase */
+
+/* Left operands that are packed in a phase, with what they are packed from; returns how many. */
+static int operands_of(const Run *r, const Decoder *d, Moment m, Packing found[MOST_OPERANDS]) {
+  const Layer *l = &d->layers[m.layer];
+  int count = 0;
+  switch (m.kind) {
+  case PACK_LAYER:
+    for (long g = 0; r->back && g < GATES; g++) {
+      Packing p = l->left[g];
+      p.operand.data = (const char *)at_position(r, l->opened, m.t, GATES * r->hidden) + g * r->hidden * r->element;
+      found[count++] = p;
+    }
+    if (r->back) break;
+    found[count++] = l->left[0];
+    if (l->dropped.packed) found[count++] = l->dropped;
+    break;
+  case PACK_CONTEXT:
+    found[count++] = d->contexts;
+    found->operand.data = at_position(r, d->context, m.t, r->memory);
+    break;
+  case PACK_FEED:
+    if (m.turn + 1 == r->turns) break;
+    found[count++] = d->feed;
+    found->operand.data = at_position(r, d->attentional, m.t, r->hidden);
+    break;
+  case PACK_OUTER:
+    found[count++] = d->outer;
+    found->operand.data = at_position(r, d->d_outer, m.t, r->hidden);
+    break;
+  default:
+    found[count++] = d->queries;
+    found->operand.data = at_position(r, d->d_query, m.t, query_width(r));
+  }
+  return count;
+}
+
+static void pack_operand(const Run *r, const Decoder *d, Moment m, long number) {
+  Packing operands[MOST_OPERANDS];
+  const int count = operands_of(r, d, m, operands);
+  for (int n = 0; n < count; number -= packing_units(&operands[n++]))
+    if (number < packing_units(&operands[n])) {
+      pack_unit(&operands[n], number);
+      return;
+    }
+}
+
 static long decoder_units(const Run *r, Moment m) {
+  Packing operands[MOST_OPERANDS];
+  long units = 0;
   switch (m.kind) {
   case ATTEND:
     return blocks(r->rows, ATTENDED);
-  case PACK_CONTEXT:
-    return packing_units(&r->decoders->contexts);
-  case PACK_QUERY:
-    return packing_units(&r->decoders->queries);
   case QUERY:
     return r->decoders->by_query.panels * r->groups;
   case READ:
     return (r->decoders->read_context.panels + r->columns) * r->groups;
   case FIRST:
     return r->depth * r->columns * r->groups;
-  default:
+  case LAYER:
+  case OUTER:
+  case FEED:
+  case BY_QUERY:
     return r->columns * r->groups;
+  default:
+    for (int n = operands_of(r, r->decoders, m, operands) - 1; n >= 0; n--) units += packing_units(&operands[n]);
+    return units;
   }
 }
 
@@ -160,7 +231,7 @@ static void decoder_prepare(const Run *r, Decoder *d, long number) {
       if (!r->back) store(l->h, i, count, 0, load(l->first_h, i, count, r->is_bfloat16));
     }
     if (!r->back)
-      for (long unit = 0; unit < packing_units(l->left[0]); unit++) pack_unit(l->left[0], unit);
+      for (long unit = 0; unit < packing_units(l->left); unit++) pack_unit(l->left, unit);
     if (!number && d->first_feed) {
       Packing feed = d->feed;
       feed.operand.data = d->first_feed;
@@ -213,17 +284,6 @@ INLINE Floats sum_at(const Run *r, const Unit *u, int sum, long row, long v) {
   return load(sums_at(panel, row % left_size(r->parts), v, r->parts), 0, 16, 0);
 }
 
-/* Rows and columns of a unit, laid out as a part of a left operand that is in `data` now. */
-static void pack_from(const Packing *left, const Unit *u, const void *data) {
-  Packing p = *left;
-  p.operand.data = data;
-  pack_part(&p, u->row, u->end, u->column, right_size(p.parts));
-}
-
-static const void *at_position(const Run *r, const void *x, long t, long width) {
-  return (const char *)x + t * r->rows * width * r->element;
-}
-
 #define EACH_VECTOR(u, row, v)                       \
   for (long row = (u).row; row < (u).end; row++)     \
     for (long v = 0; v < (u).width; v += 16)
@@ -234,12 +294,12 @@ INLINE void layer_step(const Run *r, Decoder *d, Moment m, long number, const in
   const long hidden = r->hidden, t = m.t;
   Layer *l = &d->layers[m.layer], *above = m.layer + 1 < r->depth ? l + 1 : NULL;
   Unit u = unit_of(r, number, hidden);
-  const Packing *below = m.layer ? &l[-1].dropped : &d->feed;
+  const Packing *below = m.layer ? read_below(l - 1) : &d->feed;
   Term terms[2 * GATES];
   int count = 0;
   if (m.layer || t || d->first_feed)
     for (int g = 0; g < GATES; g++) terms[count++] = (Term){below, &l->below[g], g};
-  for (int g = 0; g < GATES; g++) terms[count++] = (Term){l->left[t % 2], &l->own[g], g};
+  for (int g = 0; g < GATES; g++) terms[count++] = (Term){l->left, &l->own[g], g};
   Pieces pieces = {0};
   if (!m.layer)
     add_pieces(&pieces, l->gates, (t * r->rows + u.row) * GATES * hidden + u.column, GATES * hidden, GATES, hidden,
@@ -256,17 +316,14 @@ INLINE void layer_step(const Run *r, Decoder *d, Moment m, long number, const in
     for (int g = 0; l->opened && g < GATES; g++) store(l->opened, gates + g * hidden, n, f, x[g]);
     store(l->cells, at + unit, n, f, c), store(l->outputs, at + unit, n, f, h);
     store(l->c, state, n, 0, c), store(l->h, state, n, 0, h);
-    if (above && above->factor) h *= load(above->factor, at + unit, n, f);
-    if (above) store(l->low, state, n, 0, h);
+    if (above && above->factor) store(l->low, state, n, 0, h * load(above->factor, at + unit, n, f));
   }
-  pack_from(l->left[(t + 1) % 2], &u, l->h);
-  if (above) pack_from(&l->dropped, &u, l->low);
 }
 
 INLINE void query_step(const Run *r, Decoder *d, Moment m, long number, const int f) {
   const long width = query_width(r);
   Unit u = unit_of(r, number, width);
-  Term term = {d->layers[r->depth - 1].left[(m.t + 1) % 2], &d->by_query, 0};
+  Term term = {d->layers[r->depth - 1].left, &d->by_query, 0};
   sum_up(r, &u, &term, 1, (Pieces){0});
   EACH_VECTOR(u, row, v)
   store(d->query, (m.t * r->rows + row) * width + u.column + v, least(16, u.width - v), f, sum_at(r, &u, 0, row, v));
@@ -330,12 +387,11 @@ INLINE void attend_row(const Run *r, Decoder *d, long t, long row, const int f) 
 INLINE void outer_step(const Run *r, Decoder *d, Moment m, long number, const int f) {
   Unit u = unit_of(r, number, r->hidden);
   Term terms[] = {{&d->contexts, &d->read_context, 0},
-                  {d->layers[r->depth - 1].left[(m.t + 1) % 2], &d->read_h, 0}};
+                  {d->layers[r->depth - 1].left, &d->read_h, 0}};
   sum_up(r, &u, terms, 2, (Pieces){0});
   EACH_VECTOR(u, row, v)
   store(d->attentional, (m.t * r->rows + row) * r->hidden + u.column + v, least(16, u.width - v), f,
         hyperbolic_tangent(sum_at(r, &u, 0, row, v)));
-  pack_from(&d->feed, &u, at_position(r, d->attentional, m.t, r->hidden));
 }
 
 /* ---- back ---- */
@@ -345,7 +401,7 @@ INLINE void feed_back(const Run *r, Decoder *d, Moment m, long number, const int
   Unit u = unit_of(r, number, r->hidden);
   Layer *l = d->layers;
   Term terms[GATES];
-  for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[m.turn % 2][g], &l->below[g], 0};
+  for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[g], &l->below[g], 0};
   if (m.turn) sum_up(r, &u, terms, GATES, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), at = (m.t * r->rows + row) * r->hidden + u.column + v;
@@ -353,7 +409,6 @@ INLINE void feed_back(const Run *r, Decoder *d, Moment m, long number, const int
     if (m.turn) d_y += sum_at(r, &u, 0, row, v);
     store(d->d_outer, at, n, f, d_y * (1 - y * y));
   }
-  pack_from(&d->outer, &u, at_position(r, d->d_outer, m.t, r->hidden));
 }
 
 /* By what the attentional vector read: the context, and the top layer's h. */
@@ -424,9 +479,9 @@ INLINE void layer_back(const Run *r, Decoder *d, Moment m, long number, const in
   Term terms[2 * GATES];
   int count = 0;
   if (m.turn)
-    for (int g = 0; g < GATES; g++) terms[count++] = (Term){&l->left[m.turn % 2][g], &l->own[g], 0};
+    for (int g = 0; g < GATES; g++) terms[count++] = (Term){&l->left[g], &l->own[g], 0};
   if (above)
-    for (int g = 0; g < GATES; g++) terms[count++] = (Term){&above->left[(m.turn + 1) % 2][g], &above->below[g], 1};
+    for (int g = 0; g < GATES; g++) terms[count++] = (Term){&above->left[g], &above->below[g], 1};
   Pieces pieces = {0};
   const long first = t * r->rows + u.row;
   add_pieces(&pieces, l->gates, first * GATES * hidden + u.column, GATES * hidden, GATES, hidden, r->element);
@@ -445,9 +500,6 @@ INLINE void layer_back(const Run *r, Decoder *d, Moment m, long number, const in
     for (int g = 0; g < GATES; g++) store(l->opened, gates + g * hidden, n, f, x[g]);
     store(l->c, state, n, 0, d_c);
   }
-  for (int g = 0; g < GATES; g++)
-    pack_from(&l->left[(m.turn + 1) % 2][g], &u,
-              (const char *)at_position(r, l->opened, t, GATES * hidden) + g * hidden * r->element);
 }
 
 /* By the state before the first step. */
@@ -456,7 +508,7 @@ INLINE void first_back(const Run *r, Decoder *d, Moment m, long number, const in
   Layer *l = &d->layers[number / each];
   Unit u = unit_of(r, number % each, r->hidden);
   Term terms[GATES];
-  for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[m.turn % 2][g], &l->own[g], 0};
+  for (int g = 0; g < GATES; g++) terms[g] = (Term){&l->left[g], &l->own[g], 0};
   if (m.turn) sum_up(r, &u, terms, GATES, (Pieces){0});
   EACH_VECTOR(u, row, v) {
     const long n = least(16, u.width - v), at = row * r->hidden + u.column + v;
@@ -466,7 +518,6 @@ INLINE void first_back(const Run *r, Decoder *d, Moment m, long number, const in
 }
 
 INLINE void decoder_work(const Run *r, Decoder *d, Moment m, long number, const int f) {
-  Packing left;
   switch (m.kind) {
   case LAYER:
     (r->back ? layer_back : layer_step)(r, d, m, number, f);
@@ -477,14 +528,6 @@ INLINE void decoder_work(const Run *r, Decoder *d, Moment m, long number, const 
   case ATTEND:
     for (long row = number * ATTENDED; row < least(r->rows, (number + 1) * ATTENDED); row++)
       (r->back ? attend_row_back : attend_row)(r, d, m.t, row, f);
-    break;
-  case PACK_CONTEXT:
-    left = d->contexts, left.operand.data = at_position(r, d->context, m.t, r->memory);
-    pack_unit(&left, number);
-    break;
-  case PACK_QUERY:
-    left = d->queries, left.operand.data = at_position(r, d->d_query, m.t, query_width(r));
-    pack_unit(&left, number);
     break;
   case OUTER:
     outer_step(r, d, m, number, f);
@@ -498,8 +541,11 @@ INLINE void decoder_work(const Run *r, Decoder *d, Moment m, long number, const 
   case BY_QUERY:
     query_back(r, d, m, number, f);
     break;
-  default:
+  case FIRST:
     first_back(r, d, m, number, f);
+    break;
+  default:
+    pack_operand(r, d, m, number);
   }
 }
 
@@ -580,10 +626,9 @@ static size_t decoder_lay_out(const Run *r, Decoder *d, char *memory) {
   for (long n = 0; n < r->depth; n++) {
     Layer *l = &d->layers[n];
     l->h = room_for(&room, state), l->c = room_for(&room, state), l->low = room_for(&room, state);
-    for (int turn = 0; turn < 2; turn++)
-      for (long g = 0; g < (r->back ? GATES : 1); g++)
-        l->left[turn][g] = r->back ? left_in(r, &room, NULL, gates, hidden, f) : left_in(r, &room, l->h, hidden, hidden, 0);
-    if (!r->back && n + 1 < r->depth) l->dropped = left_in(r, &room, l->low, hidden, hidden, 0);
+    for (long g = 0; g < (r->back ? GATES : 1); g++)
+      l->left[g] = r->back ? left_in(r, &room, NULL, gates, hidden, f) : left_in(r, &room, l->h, hidden, hidden, 0);
+    if (!r->back && n + 1 < r->depth && l[1].factor) l->dropped = left_in(r, &room, l->low, hidden, hidden, 0);
   }
   if (r->back) {
     d->outer = left_in(r, &room, NULL, hidden, hidden, f);
@@ -605,13 +650,14 @@ static void decode(XLA_FFI_CallFrame *frame, Run *r) {
   }
   r->width = right_size(r->parts);
   r->columns = blocks(r->hidden, r->width), r->groups = blocks(r->rows, ROWS_OF_UNIT);
+  plan_phases(r);
   int which;
   size_t bytes = decoder_lay_out(r, r->decoders, NULL);
   char *memory = borrow(bytes * r->count, &which);
   for (long n = 0; n < r->count; n++) decoder_lay_out(r, &r->decoders[n], memory + n * bytes);
   const double macs = (double)r->rows * r->hidden * (2.0 * GATES * r->depth * r->hidden + r->memory + r->hidden);
   run_phases(frame, threads_for(frame, 2 * macs * r->turns * r->count, r->parts),
-             (Phases){1 + r->turns * phases_of_step(r) + r->back, decoder_size, decoder_unit, r});
+             (Phases){1 + r->turns * r->each + r->back, r->each, decoder_size, decoder_unit, r});
   give_back(memory, which);
   free(r->decoders);
 }
@@ -718,7 +764,7 @@ static void decoder_pack(XLA_FFI_CallFrame *frame) {
       d->layers[layer].kernel = next_given(&p), d->layers[layer].input = next_given(&p);
     lay_out_weights(&r, d, next_made(&p));
   }
-  if (r.count) run_phases(frame, thread_count(frame), (Phases){1, matrices_size, matrices_unit, &r});
+  if (r.count) run_phases(frame, thread_count(frame), (Phases){1, 1, matrices_size, matrices_unit, &r});
   free(r.decoders);
 }
 

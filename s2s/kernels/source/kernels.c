@@ -52,7 +52,7 @@ XLA_FFI_Error *s2s_pack(XLA_FFI_CallFrame *frame) {
   Packing p = packing_of(right, attribute(frame, "parts"), 1);
   p.packed = result(frame, 0)->data;
   ask_for_huge_pages(p.packed, packed_bytes(&p));
-  run_phases(frame, thread_count(frame), (Phases){1, pack_size, pack_one, &p});
+  run_phases(frame, thread_count(frame), (Phases){1, 1, pack_size, pack_one, &p});
   return NULL;
 }
 

@@ -1,9 +1,9 @@
 /* The LSTM over time, forward and back, several chains of it side by side.
 
-   A chain is one cell in one direction, with its own kernel U [H, 4 H]. A step of all chains is one
-   phase. Its units are blocks of hidden units: a unit multiplies for the four gates of its own hidden
-   units, opens them while the sums are in the cache, and lays out its part of the next step's operand,
-   so that threads meet once a step. */
+   A chain is one cell in one direction, with its own kernel U [H, 4 H]. A step of all chains is two
+   phases. Units of the first are blocks of hidden units: a unit multiplies for the four gates of its own
+   hidden units, and opens them while the sums are in the cache. The second lays out what the next step
+   multiplies, for which rows are needed whole. */
 
 #ifndef S2S_LSTM_H
 #define S2S_LSTM_H
@@ -30,7 +30,7 @@ typedef struct {
   const int32_t *lengths;       /* [B] */
   int reverse;
   /* working memory */
-  Packing weights[GATES], *left;
+  Packing weights[GATES], *left; /* `operands` of them */
   float *h, *c; /* [B, H]: the state; on the way back, the gradient by h of rows not walked, and by c */
 } Chain;
 
@@ -41,31 +41,23 @@ typedef struct {
   long width, columns, groups; /* hidden units of a unit of work; units across, and down */
 } Lstm;
 
+/* Packed operands of a step: h, or on the way back the gradient by each gate. */
 static long operands(const Lstm *l) { return l->back ? GATES : 1; }
-
-/* A packed operand of a step: h, or on the way back the gradient by each gate. Written for the next
-   step while this one is read. */
-static Packing *left_of(const Lstm *l, const Chain *c, long turn) { return c->left + turn % 2 * operands(l); }
 
 static long position_of(const Lstm *l, const Chain *c, long turn) {
   return (c->reverse != l->back) ? l->turns - 1 - turn : turn;
 }
 
+enum { STEP, PACK, PHASES };
+
 static long lstm_size(long phase, const void *lstm) {
   const Lstm *l = lstm;
-  if (phase) return l->count * l->columns * l->groups;
   const Chain *c = l->chains;
-  return l->count * (GATES * packing_units(&c->weights[0]) + 1 + l->steps - l->turns);
-}
-
-/* Rows [row, end) of hidden units [column, column + width), laid out for the next step. */
-static void pack_part(const Packing *p, long row, long end, long column, long width) {
-  const long stop = least(column + width, p->operand.count_k);
-  for (long panel = row / p->size; panel < blocks(end, p->size); panel++)
-    for (long k = column, next; k < stop; k = next) {
-      next = least(stop, (k / DEPTH + 1) * DEPTH);
-      pack_part_of_panel(p, panel_of(p, k / DEPTH, panel), panel, k, next - k);
-    }
+  if (!phase) return l->count * (GATES * packing_units(&c->weights[0]) + 1 + l->steps - l->turns);
+  if ((phase - 1) % PHASES == STEP) return l->count * l->columns * l->groups;
+  /* On the way there nothing reads the last h. */
+  if (!l->back && (phase - 1) / PHASES + 1 == l->turns) return 0;
+  return l->count * operands(l) * packing_units(c->left);
 }
 
 /* Before the first step. */
@@ -146,7 +138,7 @@ static Pieces pieces_of(const Lstm *l, const Chain *c, long t, long row, long en
 
 /* Positions of the sum that all gates multiply before the next ones: so few that the first cache holds the
    left operand meanwhile. */
-#define SHALLOW 64
+static long shallow(int parts) { return parts == DIGITS ? DIGITS_DEPTH : 64; }
 
 /* A product that is added to one of a unit's sums. */
 typedef struct {
@@ -159,31 +151,32 @@ typedef struct {
 static void add_terms(const Term *terms, int count, long panel, long panels, long column, float *sums, long apart,
                       Pieces *pieces) {
   const int parts = terms->left->parts;
-  const long left_bytes = panel_bytes(terms->left->size, parts) / DEPTH;
-  const long right_bytes = panel_bytes(terms->right->size, parts) / DEPTH;
-  const long block = terms->left->size * terms->right->size;
+  const long depth = terms->left->depth, step = shallow(parts), block = terms->left->size * terms->right->size;
+  const long left_bytes = panel_bytes(terms->left->size, parts), right_bytes = panel_bytes(terms->right->size, parts);
+  /* Of one step. */
+  const long left_part = left_bytes / (depth / step), right_part = right_bytes / (depth / step);
   long longest = 0;
   for (int n = 0; n < count; n++) longest = longest < terms[n].left->operand.count_k ? terms[n].left->operand.count_k : longest;
-  const long rows = blocks(pieces->rows, count * blocks(longest, SHALLOW) * panels);
-  const long lines = blocks(right_bytes * SHALLOW, panels * fetches(SHALLOW, parts) * 64);
-  for (long k = 0; k < longest; k += SHALLOW) {
+  const long rows = blocks(pieces->rows, count * blocks(longest, step) * panels);
+  const long lines = blocks(right_part, panels * fetches(step, parts) * 64);
+  for (long k = 0; k < longest; k += step) {
     int begun = 0;
     for (int n = 0; n < count; n++) {
       const Term *term = &terms[n], *next = &terms[(n + 1) % count];
       const int first = !k && !(begun >> term->sum & 1);
       begun |= 1 << term->sum;
       if (k >= term->left->operand.count_k) continue;
-      const long next_k = n + 1 < count ? k : k + SHALLOW;
-      const char *a = panel_of(term->left, k / DEPTH, panel) + left_bytes * (k % DEPTH);
-      const char *b = panel_of(term->right, k / DEPTH, column) + right_bytes * (k % DEPTH);
+      const long next_k = n + 1 < count ? k : k + step;
+      const char *a = panel_of(term->left, k / depth, panel) + left_part * (k % depth / step);
+      const char *b = panel_of(term->right, k / depth, column) + right_part * (k % depth / step);
       Ahead ahead = {.right = b, .right_lines = 0};
       if (next_k < next->left->operand.count_k) {
-        ahead.right = panel_of(next->right, next_k / DEPTH, column) + right_bytes * (next_k % DEPTH);
+        ahead.right = panel_of(next->right, next_k / depth, column) + right_part * (next_k % depth / step);
         ahead.right_lines = lines;
       }
-      for (long i = 0; i < panels; i++, ahead.right += blocks(right_bytes * SHALLOW, panels)) {
+      for (long i = 0; i < panels; i++, ahead.right += blocks(right_part, panels)) {
         fetch_rows(pieces, rows);
-        add_block(a + i * left_bytes * DEPTH, b, least(SHALLOW, term->left->operand.count_k - k), parts,
+        add_block(a + i * left_bytes, b, least(step, term->left->operand.count_k - k), parts,
                   sums + term->sum * apart + i * block, first, ahead);
       }
     }
@@ -275,11 +268,23 @@ static void lstm_unit(long phase, long number, void *lstm) {
     lstm_prepare(l, number);
     return;
   }
+  const long turn = (phase - 1) / PHASES;
+  if ((phase - 1) % PHASES == PACK) {
+    const long each = packing_units(l->chains->left);
+    Chain *c = &l->chains[number / (each * operands(l))];
+    const long operand = number / each % operands(l);
+    Packing left = c->left[operand];
+    if (l->back)
+      left.operand.data = (const char *)c->opened + (position_of(l, c, turn) * l->rows * GATES + operand) * l->hidden *
+                                                        (l->is_bfloat16 ? 2 : 4);
+    pack_unit(&left, number % each);
+    return;
+  }
   Chain *c = &l->chains[number / (l->columns * l->groups)];
-  const long turn = phase - 1, block = number / l->groups % l->columns, column = block * l->width;
+  const long block = number / l->groups % l->columns, column = block * l->width;
   const long row = number % l->groups * ROWS_OF_UNIT, end = least(row + ROWS_OF_UNIT, l->rows);
   const long width = least(l->width, l->hidden - column);
-  Packing *left = left_of(l, c, turn);
+  Packing *left = c->left;
   const long panel = row / left->size, panels = blocks(end - row, left->size);
   const long size = left->size * right_size(l->parts), gate = l->back ? 0 : panels * size;
   float *sums = unit_sums(l->parts, panels);
@@ -307,13 +312,6 @@ static void lstm_unit(long phase, long number, void *lstm) {
         lstm_row(l, c, t, r, column, width, from, gate, 1);
       else
         lstm_row(l, c, t, r, column, width, from, gate, 0);
-    }
-    for (long g = 0; g < operands(l); g++) {
-      Packing next = left_of(l, c, turn + 1)[g];
-      if (l->back)
-        next.operand.data = (const char *)c->opened +
-                            (t * l->rows * GATES + g) * l->hidden * (l->is_bfloat16 ? 2 : 4);
-      pack_part(&next, row, end, column, l->width);
     }
     return;
   }
@@ -354,7 +352,7 @@ static size_t lstm_lay_out(const Lstm *l, Chain *c, char *memory) {
   c->h = (float *)(memory + used), c->c = (float *)(memory + used + state);
   used += 2 * state;
   left.operand.data = c->h;
-  for (long n = 0; n < 2 * operands(l); n++, used += lefts)
+  for (long n = 0; n < operands(l); n++, used += lefts)
     if (memory) c->left[n] = left, c->left[n].packed = memory + used;
   return used;
 }
@@ -370,13 +368,13 @@ static void lstm(XLA_FFI_CallFrame *frame, Lstm *l) {
   int which;
   size_t bytes = lstm_lay_out(l, l->chains, NULL);
   char *memory = borrow(bytes * l->count, &which);
-  Packing *lefts = malloc(2 * operands(l) * l->count * sizeof(Packing));
+  Packing *lefts = malloc(operands(l) * l->count * sizeof(Packing));
   for (long n = 0; n < l->count; n++) {
-    l->chains[n].left = lefts + 2 * operands(l) * n;
+    l->chains[n].left = lefts + operands(l) * n;
     lstm_lay_out(l, &l->chains[n], memory + n * bytes);
   }
   double operations = 2.0 * GATES * l->rows * l->hidden * l->hidden * l->turns * l->count;
-  run_phases(frame, threads_for(frame, operations, l->parts), (Phases){l->turns + 2, lstm_size, lstm_unit, l});
+  run_phases(frame, threads_for(frame, operations, l->parts), (Phases){PHASES * l->turns + 2, PHASES, lstm_size, lstm_unit, l});
   free(lefts);
   give_back(memory, which);
 }

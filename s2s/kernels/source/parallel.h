@@ -15,9 +15,10 @@
 
 #define MOST_WORKERS 64
 
-/* Phase n, of size(n, argument) units of work that may run at the same time, after phase n - 1. */
+/* Phase n, of size(n, argument) units of work that may run at the same time, after phase n - 1. From the
+   second on, so many phases are a round, and the next does the same again. */
 typedef struct {
-  long count;
+  long count, round;
   long (*size)(long phase, const void *argument);
   void (*unit)(long phase, long number, void *argument);
   void *argument;
@@ -65,9 +66,10 @@ static void begin_phase(Crew *c, long phase) {
 /* One unit of a share, or as many as are taken at a time, if one is left. */
 static int work_unit(Crew *c, Share *share, long phase) {
   uint64_t word = atomic_load_explicit(&share->left, memory_order_acquire);
-  /* Every other phase from the end: what was read last is still in the cache, and what was read first
+  /* Every other round from the end: what was read last is still in the cache, and what was read first
      no more. */
-  const int from_end = phase & 1;
+  const long round = c->phases.round;
+  const int from_end = (phase + round - 1) / round & 1;
   const uint64_t taken = from_end ? -((uint64_t)1 << UNIT_BITS) : 1;
   do
     if (PHASE(word) != phase || UNIT(word) == END(word)) return 0;

@@ -91,12 +91,12 @@ static void multiply_unit(const Product *p, long number) {
   /* The unit after this one will most likely be this thread's too. */
   long next = number + 1 < blocks(p->left.panels, p->unit_left) * p->units_right ? number + 1 : number;
   long next_a = next / p->units_right * p->unit_left, next_b = next % p->units_right * p->unit_right;
-  Ahead ahead = {.left_lines = blocks(left_bytes, (b1 - b0) * fetches(DEPTH, parts) * 64),
-                 .right_lines = blocks(right_bytes, (a1 - a0) * fetches(DEPTH, parts) * 64)};
+  Ahead ahead = {.left_lines = blocks(left_bytes, (b1 - b0) * fetches(p->left.depth, parts) * 64),
+                 .right_lines = blocks(right_bytes, (a1 - a0) * fetches(p->left.depth, parts) * 64)};
   const long left_piece = left_bytes / (b1 - b0), right_piece = right_bytes / (a1 - a0);
   enter(parts);
   for (long depth = 0; depth < p->left.depths; depth++) {
-    long count_k = least(DEPTH, p->left.operand.count_k - depth * DEPTH);
+    long count_k = least(p->left.depth, p->left.operand.count_k - depth * p->left.depth);
     int last = depth + 1 == p->left.depths;
     const char *left = p->left.packed + depth * p->left.panels * left_bytes;
     const char *right = p->right.packed + depth * p->right.panels * right_bytes;
@@ -120,7 +120,7 @@ static void multiply_unit(const Product *p, long number) {
 /* Threads for so many operations. */
 static long threads_for(const XLA_FFI_CallFrame *frame, double operations, int parts) {
   /* Another thread's help comes some 30 microseconds late. */
-  const double slowness[] = {12, 1, 3, 6};
+  const double slowness[] = {12, 1, 3, 6, 3};
   return operations * slowness[parts] < 1e8 ? 1 : thread_count(frame);
 }
 
@@ -151,7 +151,7 @@ static void multiply(XLA_FFI_CallFrame *frame, Product *p, XLA_FFI_Buffer *to) {
   p->units_right = blocks(p->right.panels, p->unit_right);
   p->sizes[0] = packing_units(&p->left) + (packed ? 0 : packing_units(&p->right));
   p->sizes[1] = units_left * p->units_right;
-  run_phases(frame, threads, (Phases){2, product_size, product_unit, p});
+  run_phases(frame, threads, (Phases){2, 1, product_size, product_unit, p});
   give_back(p->left.packed, which);
 }
 

@@ -226,7 +226,7 @@ static void softmax(XLA_FFI_CallFrame *frame) {
   }
   /* A logit takes as long as some 90 operations of a product. */
   const double operations = 90.0 * s.replicas * s.rows * s.entries;
-  run_phases(frame, threads_for(frame, operations, 0), (Phases){s.slope ? 2 : 1, softmax_size, softmax_unit, &s});
+  run_phases(frame, threads_for(frame, operations, 0), (Phases){s.slope ? 2 : 1, 1, softmax_size, softmax_unit, &s});
   if (s.sums) give_back(s.sums, which);
 }
 
