@@ -197,12 +197,16 @@ def test_the_highest_precision_is_that_of_every_number(matrix_unit):
 
 
 def test_small_integers_are_multiplied_exactly_in_float32():
-    left, right = (np.random.default_rng(n).integers(-180, 180, (300, 300)).astype(np.float32) for n in (0, 1))
+    left, right = (
+        np.random.default_rng(n).integers(-180, 180, (300, 300)).astype(np.float32) for n in (0, 1)
+    )
     found = jax.jit(lambda: contract(left, right, (1,), (0,), jnp.float32))()
     np.testing.assert_array_equal(found, left @ right)
 
 
-@pytest.mark.parametrize("largest", [8355711, 8355712, 8388607, 8388608, 16711421, 16711422, 16711423, 16777215])
+@pytest.mark.parametrize(
+    "largest", [8355711, 8355712, 8388607, 8388608, 16711421, 16711422, 16711423, 16777215]
+)
 def test_rows_whose_largest_just_fits(largest):
     """24 bits, of which the highest digit must not round to 128."""
     left = numbers(40, 70)
@@ -371,8 +375,8 @@ def test_large_and_small_numbers_are_as_exact_as_others(left_scale, right_scale)
 def test_numbers_near_the_ends_of_float32(precision):
     """What parts lose there: those below the smallest normal number are zeros, of operands and of products.
 
-    So sums below 1e-33 are only exact to 1e-38 or so, and at the highest precision those from above the largest
-    bfloat16, 3.39e38, to the largest float32, 3.40e38, may come out as not finite.
+    So sums below 1e-33 are only exact to 1e-38 or so, and at the highest precision those from above the
+    largest bfloat16, 3.39e38, to the largest float32, 3.40e38, may come out as not finite.
     """
     with matmul_precision(precision):
         smallest = float(np.finfo(np.float32).tiny)
