@@ -153,7 +153,8 @@ static inline void digits_block(const char *a, const char *b, long depths, float
   int32_t sums[2][3 * 256] __attribute__((aligned(64)));
   Counted before = {0};
   for (int tile = 0; tile < 4; tile++) {
-    const int right = tile / 2, down = tile % 2;
+    /* Each tile has half of its operands in common with the one before. */
+    const int right = tile / 2, down = (tile ^ right) & 1;
     const char *left_tiles = a + down * DIGITS_HALF, *right_tiles = b + right * DIGITS_HALF;
     int row = 0;
     _tile_zero(0);
