@@ -380,9 +380,9 @@ def main() -> None:
     if args.cores:
         os.sched_setaffinity(0, args.cores)
 
-    from s2s.commandline import with_large_pages
+    from s2s.commandline import with_kept_memory
 
-    with_large_pages()
+    with_kept_memory()
     largest = product("the largest", 1, 2048, 2048, 2048)
     peak = largest.flops / largest.seconds(True)
     parts = [

@@ -20,6 +20,8 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from s2s.commandline import ALLOCATOR
+
 ROOT = Path(__file__).resolve().parent.parent
 PEERS = Path(__file__).resolve().parent / "peers"
 
@@ -105,8 +107,8 @@ class Worker:
             "MKL_NUM_THREADS": threads,
             "PYTHONPATH": str(ROOT),
             "PYTHONUNBUFFERED": "1",
-            # Memory in pages of 2 MB, as s2s.main asks for: for both sides.
-            "GLIBC_TUNABLES": "glibc.malloc.hugetlb=1",
+            # The allocator that s2s.main asks for: for both sides.
+            "GLIBC_TUNABLES": ALLOCATOR,
             # A worker measures: it asks nobody, tells nobody and fetches nothing.
             "WANDB_MODE": "disabled",
             "HF_HUB_OFFLINE": "1",

@@ -172,7 +172,7 @@ class RateState(NamedTuple):
 
 
 def make_optimizer(cfg: OptimConfig, schedule: optax.Schedule) -> optax.GradientTransformation:
-    """Makes the chain: clip by global norm, the rule's direction, times minus the learning rate.
+    """Makes the chain: the rule's direction, times minus the learning rate. Clipping comes before (`clip`).
 
     "adamw" decays every parameter, at the learning rate (Loshchilov and Hutter 2019, algorithm 2).
     Everything but the structure may be traced: built inside a traced function with a schedule
@@ -183,10 +183,18 @@ def make_optimizer(cfg: OptimConfig, schedule: optax.Schedule) -> optax.Gradient
       cfg: the rule and its numbers.
       schedule: learning rate of a step; see `make_schedule`.
     """
+    return optax.chain(OPTIMIZERS[cfg.name](cfg), _descend(schedule))
+
+
+def clip(cfg: OptimConfig, norm: jax.Array) -> jax.Array:
+    """The factor that cuts a gradient of this global norm to ``cfg.clip_norm`` (Pascanu et al. 2013).
+
+    One number: as a step of the chain (optax.clip_by_global_norm) clipping reads and writes all gradients
+    once more.
+    """
     # A traced norm is never 0: to clip or not is structure.
     clips = isinstance(cfg.clip_norm, jax.Array) or cfg.clip_norm > 0
-    clip = optax.clip_by_global_norm(cfg.clip_norm) if clips else optax.identity()
-    return optax.chain(clip, OPTIMIZERS[cfg.name](cfg), _descend(schedule))
+    return jnp.minimum(1.0, cfg.clip_norm / norm) if clips else jnp.ones_like(norm)
 
 
 def learning_rate(opt_state: optax.OptState) -> jax.Array:

@@ -178,12 +178,15 @@ def make_train_step(
     ) -> tuple[TrainState, Metrics]:
         key = jax.random.fold_in(jax.random.wrap_key_data(state.key), state.step)
         grads, sums = total(accumulated(state.params, batch, key))
+        # The norm is that of sums over tokens, so that all gradients are read once and then once more.
         tokens = jnp.maximum(sums.tokens, 1.0)
-        grads = jax.tree.map(lambda grad: grad / tokens, grads)
+        norm = optax.tree.norm(grads) / tokens
+        factor = optim.clip(cfg.optim, norm) / tokens
+        grads = jax.tree.map(lambda grad: grad * factor, grads)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema = None if state.ema is None else _averaged(state.ema, params, cfg.optim.ema, state.step)
-        metrics = Metrics(sums, optax.tree.norm(grads), optim.learning_rate(opt_state))
+        metrics = Metrics(sums, norm, optim.learning_rate(opt_state))
         return TrainState(state.step + 1, params, opt_state, ema, state.key), metrics
 
     return train_step
