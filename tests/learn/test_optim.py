@@ -106,7 +106,9 @@ def run(cfg, steps=3):
     params = jax.tree.map(jnp.asarray, PARAMS)
     state = optimizer.init(params)
     for grads in GRADS[:steps]:
-        updates, state = jax.jit(optimizer.update)(jax.tree.map(jnp.asarray, grads), state, params)
+        factor = optim.clip(cfg, optax.tree.norm(jax.tree.map(jnp.asarray, grads)))
+        clipped = jax.tree.map(lambda grad, factor=factor: grad * factor, grads)
+        updates, state = jax.jit(optimizer.update)(clipped, state, params)
         params = optax.apply_updates(params, updates)
     return params, state
 

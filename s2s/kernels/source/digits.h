@@ -24,10 +24,12 @@
 #define DIGITS_HALF (DIGITS_DEPTH / 64 * DIGITS_EACH * DIGIT_TILE)
 #define DIGITS_UNITS (2 * DIGITS_HALF)
 
-/* The largest |x| of rows [i0, i0 + count_i) over positions [k0, k0 + count_k), as bits. */
+/* The largest |x| of rows [i0, i0 + count_i) over positions [k0, k0 + count_k), as bits; 0 for rows beyond
+   the operand. */
 static void digits_most(int32_t *most, const Operand *x, long i0, long count_i, long k0, long count_k) {
   const __m512i sign = _mm512_set1_epi32(0x7fffffff);
   const float *from = (const float *)x->data + i0 * x->stride_i + k0 * x->stride_k;
+  for (long i = 0; i < count_i; i += 16) _mm512_storeu_si512(most + i, _mm512_setzero_si512());
   count_i = least(count_i, x->count_i - i0);
   if (x->stride_k == 1) {
     for (long i = 0; i < count_i; i++, from += x->stride_i) {
@@ -41,7 +43,6 @@ static void digits_most(int32_t *most, const Operand *x, long i0, long count_i, 
     }
     return;
   }
-  for (long i = 0; i < count_i; i += 16) _mm512_storeu_si512(most + i, _mm512_setzero_si512());
   for (long k = 0; k < count_k; k++, from += x->stride_k)
     for (long i = 0; i < count_i; i += 16) {
       __mmask16 mask = count_i - i < 16 ? (__mmask16)((1u << (count_i - i)) - 1) : (__mmask16)-1;
@@ -51,11 +52,20 @@ static void digits_most(int32_t *most, const Operand *x, long i0, long count_i, 
     }
 }
 
-/* Times which power of two the largest of a row, given as bits, has digits that fit. */
-static int digits_power(int32_t most) {
+/* Times which power of two the largest of each row, given as bits, has digits that fit, and what a unit of
+   the result is, as a power of two. A row with infinities or NaN has no finite products. */
+static inline void digits_measure(const int32_t *most, float *scales, float *units) {
+  const __m512i bits = _mm512_loadu_si512(most), one = _mm512_set1_epi32(1);
   /* The scaled significand rounds to at most 127 * 256^2 + 127 * 256 + 127. */
-  const int exponent = most >> 23, fits = ((most & 0x7fffff) | 0x800000) < 2 * 8355711 + 1;
-  return least(126, 127 - exponent + 21 + fits);
+  const __m512i significand = _mm512_and_si512(bits, _mm512_set1_epi32(0x7fffff));
+  const __mmask16 fits = _mm512_cmplt_epi32_mask(significand, _mm512_set1_epi32(2 * 8355711 + 1 - 0x800000));
+  __m512i power = _mm512_sub_epi32(_mm512_set1_epi32(127 + 21), _mm512_srli_epi32(bits, 23));
+  power = _mm512_min_epi32(_mm512_mask_add_epi32(power, fits, power, one), _mm512_set1_epi32(126));
+  _mm512_storeu_si512(scales, _mm512_slli_epi32(_mm512_add_epi32(power, _mm512_set1_epi32(127)), 23));
+  /* The least of the six products counts 256^2, of which each operand gives half. */
+  const __m512 unit = _mm512_cvtepi32_ps(_mm512_sub_epi32(_mm512_set1_epi32(8), power));
+  const __mmask16 wrong = _mm512_cmpge_epi32_mask(bits, _mm512_set1_epi32(0x7f800000));
+  _mm512_storeu_ps(units, _mm512_mask_blend_ps(wrong, unit, _mm512_set1_ps(__builtin_nanf(""))));
 }
 
 /* x * scale as three digits in the bytes of a word: the sum of digits that are 128 too large each is one
@@ -115,12 +125,8 @@ static void digits_pack_tile(char *to, const Operand *x, long i0, long k0, const
 /* A panel of 32 rows over the positions of one depth. most: of its rows. */
 static void digits_pack(char *to, const Operand *x, long i0, long k0, long count_k, const int32_t *most, int paired) {
   float *units = (float *)(to + DIGITS_UNITS), scales[32];
-  for (long i = 0; i < 32; i++) {
-    const int known = i0 + i < x->count_i && most[i] < 0x7f800000, power = known ? digits_power(most[i]) : 0;
-    scales[i] = __builtin_ldexpf(1, power);
-    /* The least of the six products counts 256^2. A row with infinities or NaN has no finite products. */
-    units[i] = known ? 8 - power : __builtin_nanf("");
-  }
+  digits_measure(most, scales, units);
+  digits_measure(most + 16, scales + 16, units + 16);
   for (long half = 0; half < 2; half++)
     for (long k = 0; k < count_k; k += 64) {
       char *tiles = to + half * DIGITS_HALF + k / 64 * DIGITS_EACH * DIGIT_TILE;
