@@ -134,9 +134,9 @@ def _chunk_size(tokens: int) -> int:
 
     n chunks leave half a chunk, tokens / 2n, empty on average. On two CPU cores, with 512 units and 6,000 or
     8,000 entries, a chunk in itself (adding its share of the kernel's gradient to that of the chunks before)
-    takes as long as about 100 tokens. The sum of both is least at n = sqrt(tokens / 200).
+    takes as long as about 50 tokens. The sum of both is least at n = sqrt(tokens / 100).
     """
-    chunks = max(1, round((tokens / 200) ** 0.5))
+    chunks = max(1, round((tokens / 100) ** 0.5))
     return -(-tokens // (8 * chunks)) * 8
 
 
