@@ -339,7 +339,7 @@ def pytorch(bench: Bench) -> None:
         f"updates agree to {TOLERANCES['float32']} nats, or {TOLERANCES['bfloat16']} in bfloat16. Batches "
         "are planned by s2s, and PyTorch gets them without filler rows and cut to the longest sentence; its "
         f"bfloat16 is torch.autocast. In '{HIGHEST}' JAX_DEFAULT_MATMUL_PRECISION is highest on our side, "
-        "three bfloat16 a number in six products; else, on a matrix unit, products are of fixed point with 24 "
+        "three bfloat16 a number in six products; else, on a matrix unit, products are of fixed point, 24 "
         "bits of the largest in a row (benchmarks/results/precision.md). PyTorch's are float32.",
     )
 
