@@ -13,6 +13,7 @@ floor is what a piece's FLOPs take at the rate of the library's largest product.
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import sys
@@ -308,30 +309,26 @@ def search_step() -> float:
     from benchmarks.compare import luong
     from s2s import config
     from s2s.batch import Batch
+    from s2s.ensemble import assemble
+    from s2s.learn import step as step_lib
     from s2s.nn.seq2seq import Seq2Seq
     from s2s.search import beam
-    from s2s.search.pick import log_total
 
     steps = 30
     made = config.default()
     made.update_from_flattened_dict(luong(HIDDEN, True, "float32"))
     model = Seq2Seq(config.freeze(made).model, ENTRIES, ENTRIES, rngs=nnx.Rngs(0))
-    graphdef, params = nnx.split(model)
+    graphdef, params = step_lib.split(model)
     batch = data.full_batch(BATCH, SOURCE, LENGTH, ENTRIES)
 
     @jax.jit
     def search(params: Any, batch: Batch) -> Any:
-        model = nnx.merge(graphdef, params)
-        memory, gates_VG = model.encode(batch), model.read_all()
-
-        def advance(memory: Any, state: Any, token_BK: Any) -> Any:
-            state, logits_BKV, align_BKS = model.advance(memory, state, token_BK, gates_VG)
-            return state, logits_BKV, log_total(logits_BKV), align_BKS
-
+        speaker = assemble(graphdef, params)
+        memory, gates_VG = speaker.encode(batch), speaker.read_all()
         return beam(
-            advance,
+            functools.partial(speaker.advance, gates=gates_VG),
             memory,
-            model.start(memory, 1),
+            speaker.start(memory),
             beam=BEAMS,
             max_length=steps,
             min_length=steps - 1,

@@ -26,35 +26,32 @@ from s2s.data.vocab import Vocabularies
 from s2s.learn import step as step_lib
 from s2s.learn.loss import Sums, token_log_probs
 from s2s.nn.attention import Attention
-from s2s.search.pick import log_total
+from s2s.search.pick import Distribution, survey
 from s2s.workdir import Workdir, WorkdirError
 
-# Logits, and what their log-probabilities are less by: log p = logits - total.
-Distribution = tuple[jax.Array, jax.Array]
 
-
-def mean(logits_R: jax.Array) -> Distribution:
-    """log p = log(1/R sum_r p_r): the mean of the members' probabilities, [R, ..., V] -> [..., V], [...].
+def mean(members_R: Distribution) -> Distribution:
+    """log p = log(1/R sum_r p_r): the mean of the members' probabilities, leaves [R, ...] -> [...].
 
     What Sockeye calls linear. A token is impossible where it is so to every member.
     """
-    log_probs_R = logits_R - log_total(logits_R)[..., None]
-    log_probs = jax.nn.logsumexp(log_probs_R, axis=0) - math.log(len(logits_R))
-    return log_probs, jnp.zeros_like(log_probs[..., 0])
+    log_probs_R = members_R.logits - members_R.total[..., None]
+    found = survey(jax.nn.logsumexp(log_probs_R, axis=0) - math.log(len(log_probs_R)))
+    # It is what rounding has left.
+    return found._replace(total=jnp.zeros_like(found.total))
 
 
-def geometric(logits_R: jax.Array) -> Distribution:
+def geometric(members_R: Distribution) -> Distribution:
     """log p = 1/R sum_r log p_r - log Z: the geometric mean of the members' probabilities, normalised.
 
     What Sockeye calls log-linear and normalises likewise; a logarithmic opinion pool (Hinton 2002,
     section 1). A token is impossible where it is so to any member. Shapes as in `mean`.
     """
     # Each member's total moves all its logits alike, and so is gone with Z.
-    logits = jnp.mean(logits_R, axis=0)
-    return logits, log_total(logits)
+    return survey(jnp.mean(members_R.logits, axis=0))
 
 
-COMBINATIONS: dict[str, Callable[[jax.Array], Distribution]] = {"mean": mean, "geometric": geometric}
+COMBINATIONS: dict[str, Callable[[Distribution], Distribution]] = {"mean": mean, "geometric": geometric}
 
 
 @dataclass(frozen=True)
@@ -95,8 +92,8 @@ class Speaker(Protocol):
 
     def advance(
         self, memory: Any, state: Any, token_BK: jax.Array, gates: Any = None
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-        """Reads one token a hypothesis: next state, logits_BKV, total_BK and align_BKS."""
+    ) -> tuple[Any, Distribution, jax.Array]:
+        """Reads one token a hypothesis: next state, the next token's distribution_BK and align_BKS."""
         ...
 
     def forced(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -128,9 +125,9 @@ class _One:
 
     def advance(
         self, memory: Any, state: Any, token_BK: jax.Array, gates: Any = None
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
-        state, logits_BKV, align_BKS = self.model.advance(memory, state, token_BK, gates)
-        return state, logits_BKV, log_total(logits_BKV), align_BKS
+    ) -> tuple[Any, Distribution, jax.Array]:
+        state, output_BKE, align_BKS = self.model.advance(memory, state, token_BK, gates)
+        return state, _distribution(self.model, output_BKE), align_BKS
 
     def forced(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         output_BTH, align_BTS = self.model(batch)
@@ -166,14 +163,15 @@ class _Several:
 
     def advance(
         self, memory: Any, state: Any, token_BK: jax.Array, gates: Any = None
-    ) -> tuple[Any, jax.Array, jax.Array, jax.Array]:
+    ) -> tuple[Any, Distribution, jax.Array]:
         def one(model: Any, memory: Any, state: Any, gates: Any) -> Any:
-            return model.advance(memory, state, token_BK, gates)
+            state, output_BKE, align_BKS = model.advance(memory, state, token_BK, gates)
+            return state, _distribution(model, output_BKE), align_BKS
 
         gates = [None] * len(self._groups) if gates is None else gates
         found = self._each(one, (1, memory), (2, state), (0, gates), out_axes=(2, 0, 0))
-        states, logits, aligns = zip(*found, strict=True)
-        return states, *self._combine(jnp.concatenate(logits)), self._attention(aligns)
+        states, distributions, aligns = zip(*found, strict=True)
+        return states, self._combine(_all_members(distributions)), self._attention(aligns)
 
     def forced(self, batch: Batch) -> tuple[jax.Array, jax.Array]:
         token_log_prob_BT, _, align_BTS = self._forced(batch)
@@ -191,8 +189,9 @@ class _Several:
 
         def position(inputs: Any) -> tuple[jax.Array, jax.Array]:
             outputs, target_B = inputs
-            logits = self._each(lambda model, x_BH: model.softmax().logits(x_BH), (1, outputs), out_axes=0)
-            logits_BV, total_B = self._combine(jnp.concatenate(logits))
+            logits_BV, total_B, _ = self._combine(
+                _all_members(self._each(_distribution, (1, outputs), out_axes=0))
+            )
             chosen_B = jnp.take_along_axis(logits_BV, target_B[:, None], axis=1)[:, 0]
             return chosen_B - total_B, jnp.argmax(logits_BV, axis=1) == target_B
 
@@ -226,6 +225,17 @@ class _Several:
         """The mean of the attentions there are, each [R, ...]; zeros where there is none."""
         own = [align for align, attends in zip(aligns, self._attend, strict=True) if attends]
         return jnp.mean(jnp.concatenate(own or aligns), axis=0)
+
+
+def _distribution(model: Any, output: jax.Array) -> Distribution:
+    """Of a model's next tokens, from what its softmax reads."""
+    softmax = model.softmax()
+    return survey(softmax.product(output), softmax.bias_V)
+
+
+def _all_members(distributions: Sequence[Distribution]) -> Distribution:
+    """Those of every group, one after another."""
+    return jax.tree.map(lambda *leaves: jnp.concatenate(leaves), *distributions)
 
 
 def members(structure: Any, params: Any) -> int:

@@ -78,7 +78,7 @@ class Built:
         self.forward = quick_jit(self.plain_forward)
         self.replicated = quick_jit(jax.vmap(self.plain_forward, in_axes=(0, None, 0, 0)))
         self.start = quick_jit(self.plain_start)
-        self.advance = quick_jit(lambda params, *arguments: self.model(params).advance(*arguments))
+        self.advance = quick_jit(self.plain_advance)
 
     def model(self, params: Any) -> Seq2Seq:
         return nnx.merge(self.graphdef, params)
@@ -91,6 +91,11 @@ class Built:
     def plain_start(self, params: Any, batch: Batch) -> Any:
         memory = self.model(params).encode(batch)
         return memory, self.model(params).start(memory, 2)
+
+    def plain_advance(self, params: Any, *arguments: Any) -> Any:
+        model = self.model(params)
+        state, output_BKE, align_BKS = model.advance(*arguments)
+        return state, model.softmax().logits(output_BKE), align_BKS
 
     def loss(self, params: Any, batch: Batch) -> Any:
         logits_BTV, align_BTS = self.plain_forward(params, batch)

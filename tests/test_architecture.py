@@ -63,7 +63,7 @@ ALLOWED = {
     "kernels": set(),
     "loops": {"kernels"},
     "nn": {"names", "kernels", "loops"},
-    "search": {"names", "loops"},
+    "search": {"names", "kernels", "loops"},
     "learn": {"names", "variation", "kernels", "loops", "nn"},
     "infra": {"names"},
     "drivers": {"package", "names", "variation", "data", "loops", "nn", "search", "learn", "infra"},

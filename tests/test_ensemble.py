@@ -18,6 +18,7 @@ from s2s.ensemble import Ensemble, assemble, group
 from s2s.learn import step as step_lib
 from s2s.likelihood import forced
 from s2s.nn.seq2seq import Seq2Seq
+from s2s.search.pick import survey
 from s2s.translator import Translator
 from tests.model_variants import VARIANTS, VOCAB, make_batch, perturbed, quick_jit
 
@@ -51,8 +52,8 @@ def walker(structure):
         # The first tokens are read, the others looked up.
         gates, found = None, []
         for token_BK in token_TBK:
-            state, logits_BKV, total_BK, align_BKS = speaker.advance(memory, state, token_BK, gates)
-            found.append((logits_BKV - total_BK[..., None], align_BKS))
+            state, next_BK, align_BKS = speaker.advance(memory, state, token_BK, gates)
+            found.append((next_BK.logits - next_BK.total[..., None], align_BKS))
             gates = speaker.read_all() if gates is None else gates
         for leaf in jax.tree.leaves(memory):
             assert leaf.shape[0] == 4
@@ -95,7 +96,7 @@ def test_combinations_are_distributions_of_any_sharpness(combination, x64):
     noise_R = np.random.default_rng(0).normal(size=(3, 4, 70))
     for sharpness in ((1, 2, 3), (1, 10, 60), (1, 30, 3000)):
         logits_R = noise_R * np.array(sharpness)[:, None, None]
-        logits, total = ensemble.COMBINATIONS[combination](jnp.asarray(logits_R))
+        logits, total, _ = ensemble.COMBINATIONS[combination](survey(jnp.asarray(logits_R)))
         assert np.isfinite(logits).all(), "no probability is rounded to nothing"
         np.testing.assert_allclose(np.exp(logits - total[..., None]).sum(-1), 1, **CLOSE)
         if sharpness[-1] < 100:
@@ -106,7 +107,7 @@ def test_combinations_are_distributions_of_any_sharpness(combination, x64):
 def test_what_is_impossible():
     logits_R = jnp.log(jnp.asarray([[0.5, 0.5, 0.0], [0.25, 0.0, 0.0]]))
     for combination, expected in (("mean", [0.75, 0.25, 0.0]), ("geometric", [1.0, 0.0, 0.0])):
-        logits, total = ensemble.COMBINATIONS[combination](logits_R)
+        logits, total, _ = ensemble.COMBINATIONS[combination](survey(logits_R))
         np.testing.assert_allclose(np.exp(logits - total), expected, rtol=1e-6)
 
 

@@ -19,7 +19,13 @@ def test_best_tokens_is_top_k_with_ties_to_the_lowest(V, levels, k):
     log_probs = log_probs.at[:3, :, :3].set(1.0)  # tempting, but often forbidden
     base = jnp.asarray(np.where(rng.random((B, J)) < 0.3, -np.inf, -rng.integers(0, 3, (B, J))), jnp.float32)
     may_end = jnp.asarray(rng.random((B, J)) < 0.5)
-    values, j, v = jax.jit(pick.best_tokens, static_argnums=3)(log_probs, base, may_end, k)
+
+    @jax.jit
+    def best(log_probs, base, may_end):
+        logits, _, highest = pick.survey(log_probs)
+        return pick.best_tokens(logits, highest, base, may_end, k)
+
+    values, j, v = best(log_probs, base, may_end)
 
     whole = np.array(log_probs + base[..., None])
     whole[:, :, :2] = -np.inf
@@ -72,12 +78,13 @@ def test_draw_never_takes_the_impossible():
 
 
 @pytest.mark.parametrize("V", [3, 64, 131, 600])
-def test_log_total_is_the_logarithm_of_the_sum(V):
+def test_a_distribution_has_the_logarithm_of_the_sum(V):
     logits = np.random.default_rng(V).normal(size=(4, 2, V), scale=30)
     logits[0, 0, : V - 1] = -np.inf
     expected = np.log(np.exp(logits - 100).sum(-1)) + 100
-    np.testing.assert_allclose(jax.jit(pick.log_total)(jnp.asarray(logits, jnp.float32)), expected, rtol=1e-6)
-    assert pick.log_total(jnp.full((1, V), -jnp.inf)) == 0.0
+    found = jax.jit(pick.survey)(jnp.asarray(logits, jnp.float32))
+    np.testing.assert_allclose(found.total, expected, rtol=1e-6)
+    assert pick.survey(jnp.full((1, V), -jnp.inf)).total == 0.0
 
 
 def test_softmax_of_nothing_is_zeros():

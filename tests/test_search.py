@@ -14,6 +14,7 @@ import pytest
 
 from s2s import search
 from s2s.batch import BOS, EOS, PAD
+from s2s.search.pick import survey
 
 _spec = importlib.util.spec_from_file_location("search_oracle", Path(__file__).with_name("search_oracle.py"))
 oracle = importlib.util.module_from_spec(_spec)
@@ -87,7 +88,12 @@ def advance_by(tables, context, state, token_NK):
     place = (state["row"], seen, jnp.minimum(step, log_probs.shape[2] - 1))
     own = state["row"] == context[:, None]
     log_probs_NKV = jnp.where(own[..., None], log_probs[place], -jnp.inf)
-    return {**state, "at": (step + 1, seen)}, log_probs_NKV, jnp.zeros(own.shape), align[place]
+    return {**state, "at": (step + 1, seen)}, of_log_probs(log_probs_NKV), align[place]
+
+
+def of_log_probs(log_probs):
+    """As they are, whatever their sum."""
+    return survey(log_probs)._replace(total=jnp.zeros(log_probs.shape[:-1]))
 
 
 @functools.cache
@@ -170,7 +176,7 @@ def test_beam_1_is_greedy_where_a_sum_would_round_away_the_difference():
 
     def advance(context, state, token_NK):
         here = jnp.where((token_NK == BOS)[..., None], first[None, None], log_probs[None, None])
-        return state, here, jnp.zeros((1, 1)), jnp.ones((1, 1, 1))
+        return state, of_log_probs(here), jnp.ones((1, 1, 1))
 
     kw = dict(max_length=4, source_mask_BS=jnp.ones((1, 1), bool), min_length=3)
     greedy = search.greedy(advance, (), (), **kw)
@@ -303,7 +309,7 @@ def test_a_sentence_that_is_done_stays_as_it_is():
 
     def advance(context, state, token_NK):
         logits_NKV = jnp.asarray(log_probs)[context[:, None], token_NK]
-        return state, logits_NKV, jnp.zeros(token_NK.shape), jnp.ones((*token_NK.shape, 1))
+        return state, of_log_probs(logits_NKV), jnp.ones((*token_NK.shape, 1))
 
     kw = dict(beam=2, n_best=1, max_length=6, source_mask_BS=jnp.ones((2, 1), bool))
     found = search.beam(advance, jnp.arange(2), (), **kw)
@@ -318,9 +324,10 @@ def test_log_probabilities_are_logits_less_their_total(name):
     kw |= dict(max_length=8, source_mask_BS=jnp.asarray(stand.mask))
 
     def shifted(context, state, token_NK):
-        state, logits_NKV, total_NK, align_NKS = stand.advance(context, state, token_NK)
+        state, next_NK, align_NKS = stand.advance(context, state, token_NK)
         by_NK = jnp.sin(state["at"][1] + 1.0) * 4
-        return state, logits_NKV + by_NK[..., None], total_NK + by_NK, align_NKS
+        moved_NK = survey(next_NK.logits + by_NK[..., None])
+        return state, moved_NK._replace(total=next_NK.total + by_NK), align_NKS
 
     plain, moved = (getattr(search, name)(f, *stand.start(), **kw) for f in (stand.advance, shifted))
     for left, right in zip(plain, moved, strict=True):
@@ -379,7 +386,7 @@ def test_impossible_tokens_are_never_taken():
 def test_equal_candidates_go_by_beam_then_token():
     def advance(context, state, token_NK):
         like = token_NK.shape
-        return state, jnp.full((*like, 200), -1.0), jnp.zeros(like), jnp.zeros((*like, 1))
+        return state, of_log_probs(jnp.full((*like, 200), -1.0)), jnp.zeros((*like, 1))
 
     kw = dict(max_length=3, source_mask_BS=jnp.ones((1, 1), bool), min_length=2)
     found = search.beam(advance, (), (), beam=3, **kw)

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from s2s.batch import BOS, EOS, PAD
+from s2s.search.pick import survey
 from s2s.search.tree import beam_tree
 from tests.test_search import Stand
 
@@ -78,7 +79,7 @@ def test_the_tree_keeps_what_was_beaten():
 def test_a_search_that_can_go_nowhere_has_no_end():
     def advance(context, state, token_NK):
         nothing = jnp.full((*token_NK.shape, 5), -jnp.inf)
-        return state, nothing, jnp.zeros(token_NK.shape), jnp.zeros((*token_NK.shape, 2))
+        return state, survey(nothing), jnp.zeros((*token_NK.shape, 2))
 
     mask_BS = np.ones((1, 2), bool)
     tree = beam_tree(advance, jnp.zeros(1), jnp.zeros((1, 1)), beam=2, limit=4, source_mask_BS=mask_BS)

@@ -23,11 +23,11 @@ from benchmarks.gpu.layers import WAYS, walking
 from s2s import search
 from s2s.batch import Batch
 from s2s.config import Config, ModelConfig, validate
+from s2s.ensemble import assemble
 from s2s.learn import optim
 from s2s.learn import step as step_lib
 from s2s.nn import cudnn
 from s2s.nn.cells import LSTM
-from s2s.search.pick import log_total
 from s2s.sweep.flops import Tokens, train_flops
 
 Figures = dict[str, Any]
@@ -186,17 +186,12 @@ def beam(numbers: str, shape: dict[str, int], beams: int = 5, size: str = "") ->
         batch, steps = _batch(shape, 1.0), shape["steps"]
 
         def decode(params: Any, batch: Batch) -> Any:
-            model = step_lib.merge(graphdef, params)
-            memory = model.encode(batch)
-
-            def advance(memory: Any, state: Any, token_BK: jax.Array) -> Any:
-                state, logits_BKV, align_BKS = model.advance(memory, state, token_BK)
-                return state, logits_BKV, log_total(logits_BKV), align_BKS
-
+            speaker = assemble(graphdef, params)
+            memory = speaker.encode(batch)
             return search.beam(
-                advance,
+                speaker.advance,
                 memory,
-                model.start(memory, 1),
+                speaker.start(memory),
                 beam=beams,
                 max_length=steps,
                 source_mask_BS=batch.source_mask_BS,

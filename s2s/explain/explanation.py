@@ -20,11 +20,12 @@ from s2s import __version__
 from s2s.batch import BOS, EOS, PAD, Batch
 from s2s.config import Config, SearchConfig
 from s2s.data.vocab import Vocabularies, Vocabulary
+from s2s.ensemble import assemble
 from s2s.explain.packing import pack
 from s2s.explain.telling import ExplanationError, Link, Passed, Teller, Walk, log_prob, producible, short
 from s2s.learn import step as step_lib
 from s2s.nn import anatomy
-from s2s.search.pick import log_total
+from s2s.search.pick import survey
 from s2s.search.tree import Tree, beam_tree
 
 # A longer sentence makes a page that nobody can look through.
@@ -99,7 +100,7 @@ class Explainer:
         self._tell = Teller(cfg, vocabs, search, workdir=workdir, parameters=count)
         self._read = jax.jit(lambda params, batch: _read(step_lib.merge(graphdef, params), batch))
         self._step = jax.jit(lambda params, *rest: _step(step_lib.merge(graphdef, params), *rest))
-        self._advance = jax.jit(lambda params, *rest: _advance(step_lib.merge(graphdef, params), *rest))
+        self._advance = jax.jit(lambda params, *rest: assemble(graphdef, params).advance(*rest))
 
     def __call__(
         self, text: str, *, reference: str | None = None, gold: Sequence[Link] | None = None
@@ -220,8 +221,8 @@ class Explainer:
             for t, other in asked
         ]
         while (token_NK[0, : len(asked)] != EOS).any():
-            state, *made = self._advance(self._params, memory, state, jnp.asarray(token_NK))
-            logits_KV, total_K, align_KS = (np.asarray(one)[0] for one in made)
+            state, next_NK, align_NKS = self._advance(self._params, memory, state, jnp.asarray(token_NK))
+            logits_KV, total_K, align_KS = (np.asarray(x)[0] for x in (*next_NK[:2], align_NKS))
             for row, one in enumerate(found):
                 if token_NK[0, row] == EOS:
                     continue
@@ -244,14 +245,9 @@ def _read(model: Any, batch: Batch) -> tuple[anatomy.Reading, Any]:
     return reading, model.start(reading.memory, 1)
 
 
-def _advance(model: Any, memory: Any, state: Any, token_NK: jax.Array) -> Any:
-    state, logits_NKV, align_NKS = model.advance(memory, state, token_NK)
-    return state, logits_NKV, log_total(logits_NKV), align_NKS
-
-
 def _step(model: Any, memory: Any, state: Any, token_BK: jax.Array) -> Any:
     state, moment = anatomy.step(model, memory, state, token_BK)
-    return state, moment, log_total(moment.logits_BKV)
+    return state, moment, survey(moment.logits_BKV).total
 
 
 def _one_sentence(ids: list[int]) -> Batch:

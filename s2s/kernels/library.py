@@ -38,6 +38,7 @@ _FUNCTIONS = (
     "s2s_decoder_pack",
     "s2s_decoder_step",
     "s2s_softmax",
+    "s2s_survey",
 )
 _FLAGS = ("-std=gnu11", "-O3", "-march=native", "-shared", "-fPIC")
 

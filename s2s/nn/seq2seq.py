@@ -191,15 +191,15 @@ class Seq2Seq(nnx.Module):
           gates_VG: `read_all`, from which they are looked up; None: they are read one by one.
 
         Returns:
-          The next state; logits_BKV of the next token, float32 at least; align_BKS. The memory
-          is read by all beams of a sentence and never repeated.
+          The next state; output_BKE, of which `softmax` makes the logits of the next token; align_BKS.
+          The memory is read by all beams of a sentence and never repeated.
         """
         if gates_VG is None:
             gates_BKG = self.decoder.read(self._embed(self.target_embedding, token_BK, OFF))
         else:
             gates_BKG = jnp.take(gates_VG, token_BK, axis=0)
         state, attentional_BKH, align_BKS = self.decoder.step(memory, state, gates_BKG)
-        return state, self.softmax().logits(self._output(attentional_BKH)), align_BKS
+        return state, self._output(attentional_BKH), align_BKS
 
     def _embed(self, table_VE: nnx.Param, token: jax.Array, dropout: Dropout) -> jax.Array:
         embedded = jnp.take(table_VE[...], token, axis=0).astype(self.dtype)

@@ -35,9 +35,12 @@ class Softmax:
 
     def logits(self, x: jax.Array) -> jax.Array:
         """Unnormalised log-probabilities: [..., H] -> [..., V], in float32 at least."""
+        return self.finish(self.product(x))
+
+    def product(self, x: jax.Array) -> jax.Array:
+        """`logits` without their bias."""
         precise = jnp.promote_types(x.dtype, jnp.float32)
-        product = contract(x, self.kernel.astype(x.dtype), (x.ndim - 1,), (1 - self.vocab_axis,), precise)
-        return self.finish(product)
+        return contract(x, self.kernel.astype(x.dtype), (x.ndim - 1,), (1 - self.vocab_axis,), precise)
 
     def finish(self, product: jax.Array) -> jax.Array:
         """`logits`, from the product alone."""

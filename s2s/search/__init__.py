@@ -3,9 +3,9 @@
 Decides how hypotheses grow, end, compete and are ranked: greedy, beam, sampling. Must
 not know the model: it sees what the model remembers of the sentences (``context``, a pytree
 whose leaves begin with B), its state (leaves begin with [B, K]) and ``advance(context, state,
-token_NK) -> (state, logits_NKV, total_NK, align_NKS)`` for any N of the sentences, with
-log p = logits - total: so log-probabilities of a whole vocabulary need not exist. Every
-function is pure and meant to be jitted as a whole by its caller.
+token_NK) -> (state, distribution_NK, align_NKS)`` for any N of the sentences, as `survey` gives
+distributions: so log-probabilities of a whole vocabulary need not exist. Every function is pure
+and meant to be jitted as a whole by its caller.
 
 Rules that all three share. The first input is BOS. PAD and BOS are never produced. EOS is
 forbidden before ``min_length`` other tokens. At ``limit_B`` tokens, EOS included, EOS is
@@ -26,11 +26,11 @@ from jax import lax
 
 from s2s.batch import BOS, EOS, PAD
 from s2s.search.hypotheses import Hypotheses, Slots, State, Step, trace_back
-from s2s.search.pick import best_tokens, draw, nucleus, softmax, take_rows
+from s2s.search.pick import Distribution, best_tokens, draw, nucleus, softmax, take_rows
 from s2s.search.places import Context, Task, Work, make_task, search_all
 from s2s.shapes import check_shapes
 
-Advance = Callable[[Context, State, jax.Array], tuple[State, jax.Array, jax.Array, jax.Array]]
+Advance = Callable[[Context, State, jax.Array], tuple[State, Distribution, jax.Array]]
 
 
 def greedy(
@@ -60,9 +60,8 @@ def greedy(
       One hypothesis a sentence, its score its log-probability.
     """
 
-    def choose(work: Work, logits_NKV: jax.Array, may_end_NK: jax.Array) -> jax.Array:
-        base_NK = jnp.zeros(may_end_NK.shape)[..., None]
-        return best_tokens(logits_NKV[:, :, None], base_NK, may_end_NK[..., None], 1)[2][..., 0]
+    def choose(work: Work, next_NK: Distribution, may_end_NK: jax.Array) -> jax.Array:
+        return _best_of_each(next_NK, may_end_NK, 1)[1][..., 0]
 
     task = make_task(context, state, max_length=max_length, source_mask_BS=source_mask_BS, limit_B=limit_B)
     return _roll(advance, task, choose, 1, max_length, min_length, places)
@@ -113,13 +112,13 @@ def sample(
       model's own: of temperature 1 and not truncated.
     """
 
-    def choose(work: Work, logits_NKV: jax.Array, may_end_NK: jax.Array) -> jax.Array:
-        logits_NKV = logits_NKV / temperature
+    def choose(work: Work, next_NK: Distribution, may_end_NK: jax.Array) -> jax.Array:
+        # A division by what is above 0 keeps the order.
+        next_NK = jax.tree.map(lambda x: x / temperature, next_NK)
+        logits_NKV = next_NK.logits
         uniform_NK = _uniform(key, work.task.index_B, samples, work.t_N)
         if top_k > 0:
-            base_NK = jnp.zeros(may_end_NK.shape)[..., None]
-            k = min(top_k, logits_NKV.shape[-1])
-            best, _, token = best_tokens(logits_NKV[:, :, None], base_NK, may_end_NK[..., None], k)
+            best, token = _best_of_each(next_NK, may_end_NK, min(top_k, logits_NKV.shape[-1]))
             kept = nucleus(softmax(best), top_p)
             return jnp.take_along_axis(token, draw(kept, uniform_NK)[..., None], 2)[..., 0]
         special = jnp.arange(logits_NKV.shape[-1])[None, None]
@@ -195,8 +194,7 @@ def beam(
 
     def step(work: Work) -> tuple[Slots, Step]:
         own, t_N, old = work.task, work.t_N, work.slots
-        state, logits_NKV, total_NK, align_NKS = advance(own.context, old.state, old.token_NK)
-        logits_NKV, align_NKS = logits_NKV.astype(jnp.float32), align_NKS.astype(jnp.float32)
+        state, (logits_NKV, total_NK, highest_NKC), align_NKS = _advance(advance, work)
         live_NK = old.live_NK
         last_NK = jnp.broadcast_to((t_N + 1 >= own.limit_B)[:, None], live_NK.shape)
         # Relative to the best, K = 1 compares bare logits as greedy search does, and long
@@ -210,7 +208,7 @@ def beam(
         only_token_NK = jnp.where(old.finished_NK, PAD, EOS)
         may_end_NK = jnp.broadcast_to((t_N >= min_length)[:, None], live_NK.shape)
         open_NK, parent_NK, token_NK = best_tokens(
-            logits_NKV, jnp.where(last_NK, -jnp.inf, base_NK), may_end_NK, K
+            logits_NKV, highest_NKC, jnp.where(last_NK, -jnp.inf, base_NK), may_end_NK, K
         )
         value_NK, place_NK = lax.top_k(jnp.concatenate([only_NK, open_NK], axis=1), K)
         slot_NK = jnp.broadcast_to(jnp.arange(K)[None], live_NK.shape)
@@ -298,7 +296,7 @@ def _give_up(slots: Slots, limit_N: jax.Array, alpha: float | jax.Array, n_best:
 def _roll(
     advance: Advance,
     task: Task,
-    choose: Callable[[Work, jax.Array, jax.Array], jax.Array],
+    choose: Callable[[Work, Distribution, jax.Array], jax.Array],
     K: int,
     max_length: int,
     min_length: int | jax.Array,
@@ -308,14 +306,13 @@ def _roll(
 
     def step(work: Work) -> tuple[Slots, Step]:
         own, t_N, old = work.task, work.t_N, work.slots
-        state, logits_NKV, total_NK, align_NKS = advance(own.context, old.state, old.token_NK)
-        logits_NKV, align_NKS = logits_NKV.astype(jnp.float32), align_NKS.astype(jnp.float32)
+        state, next_NK, align_NKS = _advance(advance, work)
         live_NK = old.live_NK
         may_end_NK = jnp.broadcast_to((t_N >= min_length)[:, None], live_NK.shape)
-        token_NK = choose(work, logits_NKV, may_end_NK)
+        token_NK = choose(work, next_NK, may_end_NK)
         token_NK = jnp.where((t_N + 1 >= own.limit_B)[:, None], EOS, token_NK)
-        token_logit_NK = jnp.take_along_axis(logits_NKV, token_NK[..., None], axis=2)[..., 0]
-        token_log_prob_NK = token_logit_NK - total_NK
+        token_logit_NK = jnp.take_along_axis(next_NK.logits, token_NK[..., None], axis=2)[..., 0]
+        token_log_prob_NK = token_logit_NK - next_NK.total
         possible_NK = live_NK & (token_log_prob_NK > -jnp.inf)
         token_NK = jnp.where(possible_NK, token_NK, PAD)
         log_prob_NK = old.log_prob_NK + jnp.where(live_NK, token_log_prob_NK, 0.0)
@@ -332,6 +329,21 @@ def _roll(
 
     ends, history = search_all(step, lambda slots: slots, task, K, places, max_length)
     return trace_back(ends, history, _own_slots(ends.finished_BK))
+
+
+def _advance(advance: Advance, work: Work) -> tuple[State, Distribution, jax.Array]:
+    """One step of the model, in float32 what is compared and kept."""
+    state, next_NK, align_NKS = advance(work.task.context, work.slots.state, work.slots.token_NK)
+    logits_NKV, highest_NKC = next_NK.logits.astype(jnp.float32), next_NK.highest.astype(jnp.float32)
+    next_NK = next_NK._replace(logits=logits_NKV, highest=highest_NKC)
+    return state, next_NK, align_NKS.astype(jnp.float32)
+
+
+def _best_of_each(next_NK: Distribution, may_end_NK: jax.Array, k: int) -> tuple[jax.Array, jax.Array]:
+    """The k highest logits of every hypothesis, and their tokens: [N, K, k]."""
+    logits, highest, may_end = (x[:, :, None] for x in (next_NK.logits, next_NK.highest, may_end_NK))
+    values, _, token = best_tokens(logits, highest, jnp.zeros(may_end.shape), may_end, k)
+    return values, token
 
 
 def _own_slots(like_NK: jax.Array) -> jax.Array:

@@ -104,8 +104,9 @@ def beam_tree(
     for t in range(limit):
         token_NK = np.full((1, beam), PAD, np.int32)
         token_NK[0, : len(live)] = [nodes[node].token for node, _ in live]
-        state, logits_NKV, total_NK, align_NKS = advance(context, state, jnp.asarray(token_NK))
-        log_probs_KV = np.asarray(logits_NKV, np.float64)[0] - np.asarray(total_NK, np.float64)[0, :, None]
+        state, next_NK, align_NKS = advance(context, state, jnp.asarray(token_NK))
+        logits_NKV, total_NK, _ = (np.asarray(x, np.float64) for x in next_NK)
+        log_probs_KV = logits_NKV[0] - total_NK[0, :, None]
         align_KS = np.asarray(align_NKS, np.float64)[0]
         log_probs_KV[:, [PAD, BOS]] = -np.inf
         if t + 1 >= limit:

@@ -27,6 +27,7 @@ INLINE Floats every(float x) { return (Floats){0} + x; }
 #ifdef __AVX512F__
 INLINE Floats least_of(Floats a, Floats b) { return (Floats)_mm512_min_ps((__m512)a, (__m512)b); }
 INLINE Floats greatest_of(Floats a, Floats b) { return (Floats)_mm512_max_ps((__m512)a, (__m512)b); }
+INLINE float greatest_in(Floats x) { return _mm512_reduce_max_ps((__m512)x); }
 /* yes where a < b, else no */
 INLINE Floats if_less(Floats a, Floats b, Floats yes, Floats no) {
   return (Floats)_mm512_mask_blend_ps(_mm512_cmp_ps_mask((__m512)a, (__m512)b, _CMP_LT_OQ), (__m512)no, (__m512)yes);
@@ -44,6 +45,11 @@ INLINE Floats if_less(Floats a, Floats b, Floats yes, Floats no) {
 /* The second where one is no number, as the processor does it. */
 INLINE Floats least_of(Floats a, Floats b) { return if_less(a, b, a, b); }
 INLINE Floats greatest_of(Floats a, Floats b) { return if_less(b, a, a, b); }
+INLINE float greatest_in(Floats x) {
+  float found = x[0];
+  for (int i = 1; i < 16; i++) found = x[i] > found ? x[i] : found;
+  return found;
+}
 INLINE Floats reciprocal(Floats x) { return 1 / x; }
 #endif
 

@@ -71,10 +71,7 @@ static float greatest_logit(const float *product, const float *bias, long size, 
     most[0] = greatest_of(first_of(count, x, -FLT_MAX), most[0]), sum[0] += x;
   }
   *total = sum_of(sum);
-  Floats x = greatest_of(greatest_of(most[0], most[1]), greatest_of(most[2], most[3]));
-  float found = x[0];
-  for (int i = 1; i < 16; i++) found = x[i] > found ? x[i] : found;
-  return found;
+  return greatest_in(greatest_of(greatest_of(most[0], most[1]), greatest_of(most[2], most[3])));
 }
 
 /* e^x for x up to 0: nothing at all where `exponential` has come to its end. */
