@@ -105,21 +105,23 @@ def best_tokens(
         forbidden = (v == PAD) | (v == BOS) | ((v == EOS) & ~may_end)
         return jnp.where(forbidden, -jnp.inf, values)
 
-    size = _chunk_of(V)
-    head = jnp.arange(min(size, V))[None, None]
+    size = min(_chunk_of(V), V)
+    head = jnp.arange(size)[None, None]
     first_BJ = jnp.max(allowed(logits[:, :, :size], head, may_end[..., None]), axis=-1)
     best_BJC = base[..., None] + highest.at[:, :, 0].set(first_BJ)
     C = best_BJC.shape[-1]
     _, chunk = lax.top_k(best_BJC.reshape(B, J * C), min(k, J * C))
-    chunk = jnp.sort(chunk, axis=-1)[..., None]
-    j = jnp.broadcast_to(chunk // C, (*chunk.shape[:2], size)).reshape(B, -1)
-    v = (chunk % C * size + jnp.arange(size)[None, None]).reshape(B, -1)
-    inside = v < V
-    v = jnp.minimum(v, V - 1)
-    values = jax.vmap(lambda x, j, v: x[j, v])(logits, j, v)
-    values = take_rows(base, j) + allowed(values, v, take_rows(may_end, j))
-    values, place = lax.top_k(jnp.where(inside, values, -jnp.inf), min(k, values.shape[-1]))
-    return values, take_rows(j, place), take_rows(v, place)
+    chunk = jnp.sort(chunk, axis=-1)
+    j, begin = chunk // C, chunk % C * size
+    # Whole slices are taken: what a shorter one has of the chunk before it is left out again.
+    first = jnp.minimum(begin, V - size)
+    v = first[..., None] + jnp.arange(size)[None, None]
+    slice_at = functools.partial(lax.dynamic_slice, slice_sizes=(1, size))
+    values = jax.vmap(jax.vmap(slice_at, (None, 0)))(logits, (j, first)).reshape(v.shape)
+    values = take_rows(base, j)[..., None] + allowed(values, v, take_rows(may_end, j)[..., None])
+    values = jnp.where(v >= begin[..., None], values, -jnp.inf).reshape(B, -1)
+    values, place = lax.top_k(values, min(k, values.shape[-1]))
+    return values, take_rows(j, place // size), take_rows(v.reshape(B, -1), place)
 
 
 def softmax(logits: jax.Array) -> jax.Array:
