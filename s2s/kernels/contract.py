@@ -4,10 +4,10 @@ Decides which products are given to the library of C functions, and in how many 
 is multiplied there. Must not know whose weights these are.
 
 On a processor with a matrix unit (AMX) a float32 is multiplied in fixed point, 24 bits of the largest
-in its row: the gradient of a model is then as exact as with float32 sums (`benchmarks.precision` shows
-it). JAX's ``jax_default_matmul_precision`` says otherwise where it is set: "highest" is three bfloat16
-and six products, which keeps the digits of every single number; "high" two and three (relative error
-2^-16), "bfloat16" one.
+in its row: the gradient of a large model is then as exact as through XLA, of a small one within a few
+times its error (`benchmarks.precision` shows it). JAX's ``jax_default_matmul_precision`` says otherwise
+where it is set: "highest" is three bfloat16 and six products, which keeps the digits of every single
+number; "high" two and three (relative error 2^-16), "bfloat16" one.
 """
 
 from __future__ import annotations
