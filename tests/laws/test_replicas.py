@@ -327,5 +327,5 @@ def test_padding_is_taken_away_again(x64):
         20,
         4,
     )
-    assert padded.opt_state[1].mu["softmax_bias"].shape == (30,)
+    assert padded.opt_state[0].mu["softmax_bias"].shape == (30,)
     assert_trees(np.testing.assert_array_equal, replicas.cut(padded, *runs.case.sizes[1]), start)
