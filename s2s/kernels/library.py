@@ -52,7 +52,7 @@ class Library:
     """The functions that Python calls; XLA calls the others by name.
 
     Attributes:
-      has_matrix_unit: float32 can be multiplied in parts on the processor's matrix unit.
+      has_matrix_unit: float32 can be multiplied on the processor's matrix unit.
       has_wide_vectors: the processor's vectors are wide enough for fused multiply-adds to beat XLA's.
     """
 
